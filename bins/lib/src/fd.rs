@@ -1,0 +1,131 @@
+//! fd - descriptors: names for the inherited ones, pipes, directories, whole-file reads
+#![forbid(unsafe_code)]
+
+pub use crate::sys::descriptor::{Standard, take};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+pub const IN: Standard = Standard(0);
+pub const OUT: Standard = Standard(1);
+pub const ERR: Standard = Standard(2);
+
+/// The path that these bytes name.
+pub fn path(bytes: &[u8]) -> &Path {
+    Path::new(std::ffi::OsStr::from_bytes(bytes))
+}
+
+/// A pipe: (read end, write end), both close-on-exec.
+pub fn pipe() -> Result<(OwnedFd, OwnedFd), Errno> {
+    nix::unistd::pipe2(OFlag::O_CLOEXEC)
+}
+
+/// Opens an existing file for reading, close-on-exec, never waiting for a fifo's writer.
+pub fn open_read(name: impl AsRef<[u8]>) -> Result<OwnedFd, Errno> {
+    open(path(name.as_ref()), OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK, Mode::empty())
+}
+
+/// Opens an existing file for writing, close-on-exec, never waiting for a fifo's reader.
+pub fn open_write(name: impl AsRef<[u8]>) -> Result<OwnedFd, Errno> {
+    open(path(name.as_ref()), OFlag::O_WRONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK, Mode::empty())
+}
+
+/// Creates a file that must not exist yet, for reading and writing.
+pub fn create_new(name: impl AsRef<[u8]>, mode: u32) -> Result<OwnedFd, Errno> {
+    open(
+        path(name.as_ref()),
+        OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC,
+        Mode::from_bits_truncate(mode),
+    )
+}
+
+/// Creates or empties a file, for writing.
+pub fn create(name: impl AsRef<[u8]>, mode: u32) -> Result<OwnedFd, Errno> {
+    open(
+        path(name.as_ref()),
+        OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_CLOEXEC,
+        Mode::from_bits_truncate(mode),
+    )
+}
+
+/// Opens a directory, to sync it or to work relative to it.
+pub fn open_directory(name: impl AsRef<[u8]>) -> Result<OwnedFd, Errno> {
+    open(path(name.as_ref()), OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+}
+
+/// Makes the names in a directory durable.
+pub fn sync_directory(name: impl AsRef<[u8]>) -> Result<(), Errno> {
+    fsync(open_directory(name)?)
+}
+
+/// fsync, again when a signal came between.
+pub fn fsync(fd: impl AsFd) -> Result<(), Errno> {
+    loop {
+        match nix::unistd::fsync(&fd) {
+            Err(Errno::EINTR) => {}
+            result => return result,
+        }
+    }
+}
+
+/// read(2), again when a signal came between.
+pub fn read(fd: impl AsFd, buffer: &mut [u8]) -> Result<usize, Errno> {
+    loop {
+        match nix::unistd::read(&fd, buffer) {
+            Err(Errno::EINTR) => {}
+            result => return result,
+        }
+    }
+}
+
+/// Writes all of it to a file or a blocking pipe.
+pub fn write_all(fd: impl AsFd, mut bytes: &[u8]) -> Result<(), Errno> {
+    while !bytes.is_empty() {
+        match nix::unistd::write(&fd, bytes) {
+            Ok(0) => return Err(Errno::EIO),
+            Ok(n) => bytes = bytes.get(n..).unwrap_or_default(),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+/// Everything up to the end, EFBIG beyond `max` bytes.
+pub fn read_to_end(fd: impl AsFd, max: usize) -> Result<Vec<u8>, Errno> {
+    let mut all = Vec::new();
+    let mut chunk = [0u8; 8192];
+    loop {
+        let n = read(&fd, &mut chunk)?;
+        if n == 0 {
+            return Ok(all);
+        }
+        if all.len() + n > max {
+            return Err(Errno::EFBIG);
+        }
+        all.extend_from_slice(chunk.get(..n).unwrap_or_default());
+    }
+}
+
+/// The whole file; None when it does not exist. EFBIG beyond `max` bytes.
+pub fn read_file(name: impl AsRef<[u8]>, max: usize) -> Result<Option<Vec<u8>>, Errno> {
+    match open_read(name) {
+        Ok(file) => read_to_end(file, max).map(Some),
+        Err(Errno::ENOENT) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Turns O_NONBLOCK on or off. Never on a description that was passed to us by another process.
+pub fn set_nonblocking(fd: impl AsFd, on: bool) -> Result<(), Errno> {
+    use nix::fcntl::{FcntlArg, fcntl};
+    let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
+    let wanted = if on { flags | OFlag::O_NONBLOCK } else { flags & !OFlag::O_NONBLOCK };
+    if wanted != flags {
+        fcntl(&fd, FcntlArg::F_SETFL(wanted))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,260 @@
+//! serve - the loop of both spawners
+//!
+//! Watches the requests, the output of every delivery, and the reports' reader; forks a child a
+//! delivery. A delivery ends when its child has exited and nobody holds its output pipe any more.
+#![forbid(unsafe_code)]
+
+use super::request::{Parser, Request};
+use super::{LIMIT, report};
+use crate::fd;
+use crate::sys::process::{self, End, fork_child};
+use crate::sys::signal;
+use crate::trouble::Trouble;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags};
+use nix::sys::signal::Signal;
+use nix::sys::stat::{SFlag, fstat};
+use nix::unistd::{Pid, Uid};
+use std::os::fd::{AsFd, OwnedFd};
+
+/// Reports that wait for a slow reader: beyond this no new requests are read. What runs may still add
+/// one report a slot.
+const WAITING_MAX: usize = 256 * 1024;
+/// One read of requests: some twenty of them.
+const READ_SIZE: usize = 4096;
+
+/// What makes a spawner local or remote.
+pub trait Delivery {
+    /// Who must own a message file.
+    fn owner(&self) -> Uid;
+    /// Bytes of a child's output that matter; the rest is read and dropped.
+    fn keep(&self) -> usize;
+    /// The work of the child, which becomes the delivery program; gives an exit code if it cannot.
+    /// `output` is the pipe to be its fd 1 and 2, `message` its fd 0.
+    fn run(&self, requests: &[Request], message: OwnedFd, output: OwnedFd) -> i32;
+    /// One report, letter and text, for each of `count` requests that were run together.
+    fn reports(&self, end: End, output: &[u8], count: usize) -> Vec<Vec<u8>>;
+}
+
+/// A child at work. `requests` is where recipients of one message and host will travel together; today
+/// each request is a job of its own.
+struct Job {
+    requests: Vec<Request>,
+    pid: Pid,
+    /// None once it came to its end.
+    pipe: Option<OwnedFd>,
+    output: Vec<u8>,
+    end: Option<End>,
+}
+
+impl Job {
+    /// Names the job: its process id may be used again while a grandchild still holds the pipe.
+    fn slot(&self) -> u8 {
+        self.requests.first().map_or(LIMIT, |r| r.slot)
+    }
+}
+
+/// What a ready descriptor is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Reader,
+    /// The output of the job of this slot.
+    Output(u8),
+    Requests,
+}
+
+struct Spawner<'a, D> {
+    delivery: &'a D,
+    parser: Parser,
+    jobs: Vec<Job>,
+    /// Reports not yet written.
+    waiting: Vec<u8>,
+    more_requests: bool,
+    /// Nobody reads reports any more: what runs is finished, nothing new is started, because a new
+    /// qmail-send will ask for it again.
+    deaf: bool,
+}
+
+/// Serves requests on fd 0 with reports on fd 1, in the working directory `queue/mess`, until there are
+/// no more requests and every delivery has ended.
+pub fn serve(delivery: &impl Delivery) -> Result<(), Trouble> {
+    signal::catch(&[Signal::SIGCHLD]);
+    let mut spawner = Spawner {
+        delivery,
+        parser: Parser::default(),
+        jobs: Vec::new(),
+        waiting: vec![LIMIT],
+        more_requests: true,
+        deaf: false,
+    };
+    while spawner.more_requests || !spawner.jobs.is_empty() || !(spawner.deaf || spawner.waiting.is_empty()) {
+        spawner.step().map_err(|e| Trouble::temporary("unable to wait for events").because(e))?;
+    }
+    Ok(())
+}
+
+impl<D: Delivery> Spawner<'_, D> {
+    /// Waits for something to happen and deals with it.
+    fn step(&mut self) -> Result<(), Errno> {
+        let ready = self.wait()?;
+        // The reader first: when qmail-send has died, its last requests are not begun.
+        for (source, events) in &ready {
+            match source {
+                Source::Reader => self.send(*events),
+                Source::Output(slot) => self.collect(*slot),
+                Source::Requests => {}
+            }
+        }
+        self.reap();
+        self.finish();
+        if ready.iter().any(|(source, _)| *source == Source::Requests) {
+            self.take_requests();
+        }
+        Ok(())
+    }
+
+    /// Sleeps until a descriptor is ready or a child has ended.
+    fn wait(&self) -> Result<Vec<(Source, PollFlags)>, Errno> {
+        let mut watched = Vec::with_capacity(self.jobs.len() + 2);
+        let mut fds = Vec::with_capacity(self.jobs.len() + 2);
+        if !self.deaf {
+            // Without anything to write it is still watched: it tells when the reader is gone.
+            let wanted = if self.waiting.is_empty() { PollFlags::empty() } else { PollFlags::POLLOUT };
+            watched.push(Source::Reader);
+            fds.push(PollFd::new(fd::OUT.as_fd(), wanted));
+        }
+        for job in &self.jobs {
+            if let Some(pipe) = &job.pipe {
+                watched.push(Source::Output(job.slot()));
+                fds.push(PollFd::new(pipe.as_fd(), PollFlags::POLLIN));
+            }
+        }
+        if self.more_requests && self.waiting.len() < WAITING_MAX {
+            watched.push(Source::Requests);
+            fds.push(PollFd::new(fd::IN.as_fd(), PollFlags::POLLIN));
+        }
+        match signal::wait(&mut fds, None) {
+            Ok(_) => {}
+            Err(Errno::EINTR) => return Ok(Vec::new()),
+            Err(errno) => return Err(errno),
+        }
+        let events = fds.iter().map(|f| f.revents().unwrap_or(PollFlags::empty()));
+        Ok(watched.into_iter().zip(events).filter(|(_, events)| !events.is_empty()).collect())
+    }
+
+    /// Reads what a child said.
+    fn collect(&mut self, slot: u8) {
+        let keep = self.delivery.keep();
+        let Some(job) = self.jobs.iter_mut().find(|j| j.slot() == slot) else { return };
+        let Some(pipe) = &job.pipe else { return };
+        let mut chunk = [0u8; READ_SIZE];
+        match fd::read(pipe, &mut chunk) {
+            Ok(0) | Err(_) => job.pipe = None,
+            Ok(n) => {
+                let room = keep.saturating_sub(job.output.len());
+                job.output.extend_from_slice(chunk.get(..n.min(room)).unwrap_or_default());
+            }
+        }
+    }
+
+    fn reap(&mut self) {
+        while let Some((pid, end)) = process::reap() {
+            if let Some(job) = self.jobs.iter_mut().find(|j| j.pid == pid && j.end.is_none()) {
+                job.end = Some(end);
+            }
+        }
+    }
+
+    /// Reports the deliveries that are over.
+    fn finish(&mut self) {
+        let mut at = 0;
+        while let Some(job) = self.jobs.get(at) {
+            let (None, Some(end)) = (&job.pipe, job.end) else {
+                at += 1;
+                continue;
+            };
+            let job = self.jobs.swap_remove(at);
+            let reports = self.delivery.reports(end, &job.output, job.requests.len());
+            for (request, report) in job.requests.iter().zip(reports) {
+                self.report(request.slot, &report);
+            }
+        }
+    }
+
+    fn report(&mut self, slot: u8, report: &[u8]) {
+        if !self.deaf {
+            self.waiting.extend_from_slice(&report::encode(slot, report));
+        }
+    }
+
+    /// Writes reports, as much as the pipe takes now.
+    fn send(&mut self, ready: PollFlags) {
+        if ready.intersects(PollFlags::POLLERR | PollFlags::POLLHUP | PollFlags::POLLNVAL) {
+            return self.lose_reader();
+        }
+        if ready.contains(PollFlags::POLLOUT) {
+            // A pipe that is ready takes PIPE_BUF bytes without making us wait.
+            let piece = self.waiting.get(..self.waiting.len().min(nix::libc::PIPE_BUF)).unwrap_or_default();
+            match nix::unistd::write(fd::OUT, piece) {
+                Ok(n) => drop(self.waiting.drain(..n)),
+                Err(Errno::EINTR | Errno::EAGAIN) => {}
+                Err(_) => self.lose_reader(),
+            }
+        }
+    }
+
+    fn lose_reader(&mut self) {
+        self.deaf = true;
+        self.waiting = Vec::new();
+    }
+
+    fn take_requests(&mut self) {
+        let mut chunk = [0u8; READ_SIZE];
+        match nix::unistd::read(fd::IN, &mut chunk) {
+            Err(Errno::EINTR | Errno::EAGAIN) => {}
+            Ok(0) | Err(_) => self.more_requests = false,
+            Ok(n) => {
+                for request in self.parser.feed(chunk.get(..n).unwrap_or_default()) {
+                    if self.deaf {
+                        continue;
+                    }
+                    let slot = request.slot;
+                    if let Err(refusal) = self.start(request) {
+                        self.report(slot, refusal);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Checks a request and starts its delivery.
+    fn start(&mut self, request: Request) -> Result<(), &'static [u8]> {
+        request.check(LIMIT, |slot| self.jobs.iter().any(|j| j.requests.iter().any(|r| r.slot == slot)))?;
+        let message = self.open(&request.path)?;
+        let (read, write) =
+            fd::pipe().map_err(|_| b"Zqmail-spawn unable to create pipe. (#4.3.0)\n".as_slice())?;
+        let requests = vec![request];
+        let delivery = self.delivery;
+        let pid = fork_child(|| delivery.run(&requests, message, write))
+            .map_err(|_| b"Zqmail-spawn unable to fork. (#4.3.0)\n".as_slice())?;
+        self.jobs.push(Job { requests, pid, pipe: Some(read), output: Vec::new(), end: None });
+        Ok(())
+    }
+
+    /// The message file: opened once, here; the delivery program gets the descriptor.
+    fn open(&self, path: &[u8]) -> Result<OwnedFd, &'static [u8]> {
+        let unable: &[u8] = b"Zqmail-spawn unable to open message. (#4.3.0)\n";
+        let file = fd::open_read(path).map_err(|_| unable)?;
+        let found =
+            fstat(&file).map_err(|_| b"Zqmail-spawn unable to fstat message. (#4.3.0)\n".as_slice())?;
+        if SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT != SFlag::S_IFREG {
+            return Err(b"ZSorry, message has wrong type. (#4.3.5)\n");
+        }
+        if found.st_uid != self.delivery.owner().as_raw() {
+            return Err(b"ZSorry, message has wrong owner. (#4.3.5)\n");
+        }
+        // The delivery program and what it runs expect a plain file, not one that "would block".
+        fd::set_nonblocking(&file, false).map_err(|_| unable)?;
+        Ok(file)
+    }
+}

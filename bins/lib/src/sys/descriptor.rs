@@ -1,0 +1,44 @@
+//! Descriptors by number: those a parent gave us, and flushes nix does not know.
+#![allow(unsafe_code)]
+
+use nix::errno::Errno;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+/// A descriptor by its number, open for the life of the process: 0 to 6 as a parent arranged them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standard(pub RawFd);
+
+impl AsFd for Standard {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the number comes from a contract (fd 0 message, fd 1 envelope …) and is not closed by
+        // us; should the parent not have opened it, every call on it gives EBADF, nothing worse.
+        unsafe { BorrowedFd::borrow_raw(self.0) }
+    }
+}
+
+/// Takes ownership of an inherited descriptor, which closes when the value is dropped.
+/// EBADF when it is not open.
+pub fn take(number: RawFd) -> Result<OwnedFd, Errno> {
+    nix::fcntl::fcntl(Standard(number), nix::fcntl::FcntlArg::F_GETFD)?;
+    // SAFETY: it is open (just asked), and callers take a number once, at start, as their contract says.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Starts write-back of a file's dirty pages without waiting, so that the fsync that follows shares
+/// its flush with others. Only a hint: failure is nothing.
+pub fn start_writeback(fd: impl AsFd) {
+    // SAFETY: a plain system call on a borrowed, open descriptor.
+    unsafe {
+        libc::sync_file_range(fd.as_fd().as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE);
+    }
+}
+
+/// Closes every descriptor above `last` that a careless parent left open. For the start of a program
+/// that will run others' programs; nothing of ours may be open yet. Kernels before Linux 5.9 cannot, and
+/// then nothing happens: what we open ourselves is close-on-exec anyway.
+pub fn close_above(last: u32) {
+    // SAFETY: at the start of a program no value owns a descriptor above the standard ones.
+    unsafe {
+        libc::syscall(libc::SYS_close_range, last.saturating_add(1), u32::MAX, 0);
+    }
+}

@@ -1,0 +1,36 @@
+//! The log on fd 2. A line is one write, so that lines of several children do not mix.
+
+use crate::options::Verbosity;
+use qmail::fd;
+
+#[derive(Clone, Copy)]
+pub struct Log {
+    verbosity: Verbosity,
+}
+
+impl Log {
+    pub fn new(verbosity: Verbosity) -> Log {
+        Log { verbosity }
+    }
+
+    /// A line of -v.
+    pub fn status(&self, text: impl AsRef<[u8]>) {
+        self.line(Verbosity::Status, &[text.as_ref()]);
+    }
+
+    /// A connection was accepted and is given up.
+    pub fn drop(&self, text: impl AsRef<[u8]>) {
+        self.line(Verbosity::Errors, &[b"warning: dropping connection, ", text.as_ref()]);
+    }
+
+    pub fn warning(&self, text: impl AsRef<[u8]>) {
+        self.line(Verbosity::Errors, &[b"warning: ", text.as_ref()]);
+    }
+
+    fn line(&self, from: Verbosity, parts: &[&[u8]]) {
+        if self.verbosity >= from {
+            // A log nobody reads is no reason to turn connections away.
+            let _ = fd::write_all(fd::ERR, &[b"tcpserver: ", parts.concat().as_slice(), b"\n"].concat());
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! tcpserver - listen on a TCP port and run a program for each connection
+//!
+//! called by  a supervisor's run script           runs as  root until it listens, then -u and -g
+//! fd 0, 1    given up once it listens; in the program the connection
+//! fd 2       log lines, one write each; left to the program
+//! fd 3       a listening socket, when LISTEN_PID and LISTEN_FDS=1 say so (sd_listen_fds(3))
+//! sets       PROTO TCPLOCALIP TCPLOCALPORT TCPLOCALHOST TCPREMOTEIP TCPREMOTEPORT TCPREMOTEHOST
+//!            TCPREMOTEINFO, and what the rules say
+//! exit       0 after TERM; 100 usage; 111 trouble before it listens, or the socket is lost. A child that
+//!            ends before its program: 100 denied by a rule, 111 dropped
+#![forbid(unsafe_code)]
+
+mod ident;
+mod listen;
+mod log;
+mod options;
+mod session;
+
+use log::Log;
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags};
+use nix::sys::signal::Signal;
+use nix::unistd::{Gid, Pid, Uid};
+use options::Options;
+use qmail::sys::{process, signal};
+use qmail::trouble::{self, Trouble};
+use qmail::{decimal, fd, program};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+/// How long no connection is accepted after the system had no descriptors, memory or processes left:
+/// the backlog waits, and the log does not fill.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// A customer's or a host's network: what one peer can take addresses from at will (rfc6177:2).
+const V6_NEIGHBOURHOOD: u32 = 64;
+
+/// A child counts against all limits until it is reaped.
+struct Child {
+    pid: Pid,
+    group: IpAddr,
+}
+
+struct Server {
+    options: Options,
+    log: Log,
+    listener: TcpListener,
+    children: Vec<Child>,
+    resume: Option<Instant>,
+}
+
+fn main() {
+    program::run("tcpserver", options::USAGE, tcpserver)
+}
+
+fn tcpserver(args: program::Args) -> Result<(), Trouble> {
+    let options = Options::of(&args)?;
+    keep_from_children();
+    let listener = listen::open(&options)?;
+    let port = listener.local_addr().map_err(|e| unable("get local port", &e))?.port();
+    change_user(&options)?;
+    if options.print_port {
+        let line = [decimal::text(port), b"\n".to_vec()].concat();
+        fd::write_all(fd::OUT, &line).map_err(|e| Trouble::temporary("unable to print port").because(e))?;
+    }
+    give_up_standard();
+    let log = Log::new(options.verbosity);
+    Server { options, log, listener, children: Vec::new(), resume: None }.run()
+}
+
+fn unable(action: &str, error: &std::io::Error) -> Trouble {
+    Trouble::temporary(format!("unable to {action}")).because(trouble::errno(error))
+}
+
+/// Programs get descriptors 0, 1 and 2 and nothing that our parent forgot to close.
+fn keep_from_children() {
+    let listed = std::fs::read_dir("/proc/self/fd").ok().map(|list| {
+        list.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok()).collect::<Vec<i32>>()
+    });
+    for number in listed.unwrap_or_else(|| (0..1024).collect()) {
+        if number > 2 {
+            let _ = fcntl(fd::Standard(number), FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC));
+        }
+    }
+}
+
+/// Group before user: afterwards it would not be allowed.
+fn change_user(options: &Options) -> Result<(), Trouble> {
+    let failed = |what: &str| {
+        let text = format!("unable to set {what}");
+        move |errno| Trouble::temporary(text).because(errno)
+    };
+    if let Some(gid) = options.gid.map(Gid::from_raw) {
+        if Uid::effective().is_root() {
+            nix::unistd::setgroups(&[gid]).map_err(failed("gid"))?;
+        }
+        nix::unistd::setgid(gid).map_err(failed("gid"))?;
+    }
+    if let Some(uid) = options.uid.map(Uid::from_raw) {
+        nix::unistd::setuid(uid).map_err(failed("uid"))?;
+    }
+    Ok(())
+}
+
+/// Nobody may wait for our end of a pipe or keep a terminal through us. The numbers stay taken, so that
+/// nothing we open later is mistaken for them.
+fn give_up_standard() {
+    let null = nix::fcntl::open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty());
+    match null {
+        Ok(null) => {
+            let _ = nix::unistd::dup2_stdin(&null);
+            let _ = nix::unistd::dup2_stdout(&null);
+        }
+        Err(_) => {
+            process::close(0);
+            process::close(1);
+        }
+    }
+}
+
+/// What -C counts as one address.
+fn group(ip: IpAddr) -> IpAddr {
+    match ip {
+        IpAddr::V4(_) => ip,
+        IpAddr::V6(ip) => {
+            IpAddr::V6(Ipv6Addr::from(u128::from(ip) >> (128 - V6_NEIGHBOURHOOD) << (128 - V6_NEIGHBOURHOOD)))
+        }
+    }
+}
+
+impl Server {
+    fn run(mut self) -> Result<(), Trouble> {
+        signal::catch(&[Signal::SIGCHLD, Signal::SIGTERM]);
+        // Another process may take a connection between our poll and our accept.
+        self.listener.set_nonblocking(true).map_err(|e| unable("listen", &e))?;
+        self.status();
+        loop {
+            if signal::take(Signal::SIGTERM) {
+                return Ok(());
+            }
+            if signal::take(Signal::SIGCHLD) {
+                while let Some((pid, status)) = process::reap_raw() {
+                    self.ended(pid, status);
+                }
+            }
+            if self.ready()? {
+                self.accept()?;
+            }
+        }
+    }
+
+    /// Waits for a connection, when there is room for one, or a signal.
+    fn ready(&mut self) -> Result<bool, Trouble> {
+        let pause = self.resume.and_then(|resume| resume.checked_duration_since(Instant::now()));
+        if pause.is_none() {
+            self.resume = None;
+        }
+        let full = self.children.len() >= self.options.limit;
+        let mut fds = [PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
+        let watched = if full || pause.is_some() { &mut [] } else { fds.as_mut_slice() };
+        // A full house waits for a child to end, however long that takes.
+        match signal::wait(watched, if full { None } else { pause }) {
+            Ok(n) => Ok(n > 0),
+            Err(Errno::EINTR) => Ok(false),
+            Err(errno) => Err(Trouble::temporary("unable to wait for connections").because(errno)),
+        }
+    }
+
+    fn accept(&mut self) -> Result<(), Trouble> {
+        let (stream, peer) = match self.listener.accept() {
+            Ok(accepted) => accepted,
+            Err(error) => return self.not_accepted(trouble::errno(&error)),
+        };
+        let _ = stream.set_nonblocking(false); // not inherited on Linux; elsewhere it is
+        let ip = peer.ip().to_canonical();
+        let group = group(ip);
+        if let Some(limit) = self.options.limit_per_address {
+            let here = self.children.iter().filter(|child| child.group == group).count();
+            if here >= limit {
+                self.log.drop(format!("already {here} from {ip}"));
+                return Ok(());
+            }
+        }
+        // The child's place is counted before it exists, so that its lines come after this one.
+        self.children.push(Child { pid: Pid::from_raw(0), group });
+        self.status();
+        let peer = SocketAddr::new(ip, peer.port());
+        let (options, log) = (&self.options, &self.log);
+        match process::fork_child(|| session::run(options, log, &stream, peer)) {
+            Ok(pid) => {
+                if let Some(child) = self.children.last_mut() {
+                    child.pid = pid;
+                }
+            }
+            Err(errno) => {
+                self.log.drop(format!("unable to fork: {}", trouble::wording(errno)));
+                self.children.pop();
+                self.status();
+                self.pause();
+            }
+        }
+        Ok(())
+    }
+
+    /// Not every error of accept(2) is ours: on Linux it may be one of the connection that was to come.
+    fn not_accepted(&mut self, errno: Errno) -> Result<(), Trouble> {
+        match errno {
+            Errno::EAGAIN | Errno::EINTR | Errno::ECONNABORTED | Errno::EPROTO => Ok(()),
+            Errno::ENETDOWN | Errno::ENETUNREACH | Errno::EHOSTDOWN | Errno::EHOSTUNREACH => Ok(()),
+            Errno::EBADF | Errno::EINVAL | Errno::ENOTSOCK => {
+                Err(Trouble::temporary("unable to accept connections").because(errno))
+            }
+            errno => {
+                self.log.warning(format!("unable to accept: {}", trouble::wording(errno)));
+                self.pause();
+                Ok(())
+            }
+        }
+    }
+
+    fn pause(&mut self) {
+        self.resume = Instant::now().checked_add(PAUSE);
+    }
+
+    fn ended(&mut self, pid: Pid, status: i32) {
+        // A process that a shell left to us before it became tcpserver is none of our children.
+        let Some(at) = self.children.iter().position(|child| child.pid == pid) else { return };
+        self.children.swap_remove(at);
+        self.log.status(format!("end {pid} status {status}"));
+        self.status();
+    }
+
+    fn status(&self) {
+        self.log.status(format!("status: {}/{}", self.children.len(), self.options.limit));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ipv6_neighbours_count_as_one_address_and_ipv4_ones_do_not() {
+        let of = |ip: &str| group(ip.parse().unwrap());
+        assert_eq!(of("2001:db8:1:2:3::4"), of("2001:db8:1:2:ffff::"));
+        assert_ne!(of("2001:db8:1:2::"), of("2001:db8:1:3::"));
+        assert_ne!(of("10.0.0.1"), of("10.0.0.2"));
+    }
+}

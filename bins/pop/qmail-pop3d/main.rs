@@ -1,0 +1,54 @@
+//! qmail-pop3d - read a Maildir by POP3, after the login
+//!
+//! called by  the checker that qmail-popup runs       runs as  the mailbox's owner, never uid 0
+//! argument   maildir, relative to the working directory (the user's home)
+//! fd 0, 1    the client
+//! exit       0; 1 when invoked as uid 0
+//! touches    maildir/{tmp,new,cur}, maildir/maildirsize (appends), maildir/dovecot-uidlist (reads)
+//!
+//! What is in the Maildir at login is what the session sees. Nothing is changed before QUIT. There are
+//! no locks: a file another program has moved is found again by the part of its name that never changes.
+#![forbid(unsafe_code)]
+
+#[path = "../connection.rs"]
+mod connection;
+mod maildrop;
+mod session;
+
+use connection::Answers;
+use maildrop::Maildrop;
+use nix::errno::Errno;
+use nix::unistd::Uid;
+use qmail::program::{Args, Program, Voice};
+use qmail::trouble::Trouble;
+use qmail::{date, fd};
+
+fn main() {
+    Program::new("qmail-pop3d", "qmail-pop3d maildir").voice(Voice::Bare).run(pop3d)
+}
+
+fn pop3d(args: Args) -> Result<(), Trouble> {
+    if Uid::current().is_root() || Uid::effective().is_root() {
+        return Err(Trouble::exit(1, "qmail-pop3d invoked as uid 0, terminating"));
+    }
+    let mut answers = Answers::new();
+    // A client that is gone needs no words; without its QUIT nothing has changed.
+    let _ = serve(&args, &mut answers).and_then(|()| answers.flush());
+    Ok(())
+}
+
+fn serve(args: &Args, answers: &mut Answers) -> Result<(), Errno> {
+    match args.list().first().map(|maildir| nix::unistd::chdir(fd::path(maildir))) {
+        Some(Ok(())) => {}
+        None | Some(Err(Errno::ENOENT | Errno::ENOTDIR)) => {
+            return answers.err("[SYS/PERM] this user has no $HOME/Maildir");
+        }
+        Some(Err(_)) => return answers.err("[SYS/TEMP] unable to open $HOME/Maildir"),
+    }
+    let now = date::now();
+    maildrop::clean_tmp(now);
+    match Maildrop::scan(now) {
+        Ok(maildrop) => session::run(maildrop, answers),
+        Err(_) => answers.err("[SYS/TEMP] unable to scan $HOME/Maildir"),
+    }
+}

@@ -1,0 +1,240 @@
+//! qmail-popup - the login of POP3: takes name and password, hands them to a checker
+//!
+//! called by  tcpserver                runs as  root, so that the checker can become the user
+//! arguments  hostname subprogram [argument ...]
+//! fd 0, 1    the client; the subprogram gets them too, and fd 3 with name, password, timestamp
+//! exit       1 always: the session is the subprogram's
+//!
+//! Not a byte behind the login line is read: it belongs to the subprogram. As root in an own home it
+//! becomes the home's owner before it reads anything; without a home it works as it always did.
+#![forbid(unsafe_code)]
+
+mod connection;
+
+use connection::Answers;
+use nix::errno::Errno;
+use nix::poll::PollFlags;
+use nix::sys::socket::{MsgFlags, getsockopt, recv, sockopt};
+use qmail::home::Home;
+use qmail::pop3::{Command, LINE_MAX, Verb};
+use qmail::program::{self, Args, Program, Voice};
+use qmail::sys::process::{self, End};
+use qmail::timed::{self, Deadline};
+use qmail::trouble::Trouble;
+use qmail::{date, environ, fd};
+
+/// From the banner to the password: whoever holds the line longer holds others out.
+const LOGIN_SECONDS: u64 = 60;
+
+/// Unknown or failed commands before the line is closed.
+const FAILURES_MAX: u32 = 3;
+
+/// What a checker that cannot be executed exits with; answered as every temporary trouble.
+const NOT_RUN: i32 = qmail::exits::TEMPORARY;
+
+fn main() {
+    Program::new("qmail-popup", "qmail-popup hostname subprogram [arg ...]")
+        .voice(Voice::Silent)
+        .on_panic(1)
+        .run(popup)
+}
+
+fn popup(args: Args) -> Result<(), Trouble> {
+    let mut answers = Answers::new();
+    // Whatever happens the code is 1; a client that cannot be written to needs no words.
+    let _ = session(&args, &mut answers).and_then(|()| answers.flush());
+    Err(Trouble::exit(1, ""))
+}
+
+fn session(args: &Args, answers: &mut Answers) -> Result<(), Errno> {
+    let [host, subprogram @ ..] = args.list() else { return answers.err("usage: popup hostname subprogram") };
+    if subprogram.is_empty() {
+        return answers.err("usage: popup hostname subprogram");
+    }
+    if let Err(trouble) = Home::find()
+        && environ::get("QMAIL_HOME").is_some()
+    {
+        let _ = fd::write_all(fd::ERR, &[b"qmail-popup: fatal: ", trouble.text().as_slice(), b"\n"].concat());
+        return answers.err("[SYS/TEMP] this server is not set up");
+    }
+    let mut timestamp = format!("<{}.{}@", std::process::id(), date::now()).into_bytes();
+    timestamp.extend_from_slice(host);
+    timestamp.push(b'>');
+    answers.put(&[b"+OK ", timestamp.as_slice(), b"\r\n"].concat())?;
+    answers.flush()?;
+    match log_in(answers)? {
+        Some(login) => check(answers, subprogram, login, &timestamp),
+        None => Ok(()),
+    }
+}
+
+/// What a client says it is.
+struct Login {
+    name: Vec<u8>,
+    /// Password, or the digest of APOP.
+    secret: Vec<u8>,
+}
+
+/// Talks until there is a name and a secret; None when the client has left or has to.
+fn log_in(answers: &mut Answers) -> Result<Option<Login>, Errno> {
+    let deadline = Deadline::seconds(LOGIN_SECONDS);
+    let mut input = Input { is_socket: getsockopt(&fd::IN, sockopt::SockType).is_ok(), deadline };
+    let mut name: Option<Vec<u8>> = None;
+    let mut failures = 0;
+    while failures < FAILURES_MAX {
+        let Some(mut line) = input.line()? else { return Ok(None) };
+        let user = name.take(); // rfc1939:7: PASS comes right after USER
+        let command = Command::parse(&line);
+        let refusal = match command.verb {
+            _ if line.len() > LINE_MAX => Some("line too long"),
+            Verb::User => {
+                name = command.name().map(<[u8]>::to_vec);
+                name.is_none().then_some("syntax error")
+            }
+            Verb::Pass => match (user, command.password()) {
+                (None, _) => Some("USER first"),
+                (_, None) => Some("syntax error"),
+                (Some(name), Some(password)) => {
+                    let secret = password.to_vec();
+                    wipe(&mut line);
+                    return Ok(Some(Login { name, secret }));
+                }
+            },
+            Verb::Apop => match command.apop() {
+                Some((name, digest)) => {
+                    return Ok(Some(Login { name: name.to_vec(), secret: digest.to_vec() }));
+                }
+                None => Some("syntax error"),
+            },
+            Verb::Capa => {
+                answers.ok("")?;
+                answers.put(b"USER\r\nTOP\r\nUIDL\r\nPIPELINING\r\nRESP-CODES\r\nAUTH-RESP-CODE\r\n.\r\n")?;
+                answers.flush()?;
+                continue;
+            }
+            Verb::Quit => {
+                answers.ok("")?;
+                return Ok(None);
+            }
+            Verb::Noop => None,
+            _ => Some("authorization first"),
+        };
+        match refusal {
+            Some(text) => {
+                failures += 1;
+                answers.err(text)?;
+            }
+            None => answers.ok("")?,
+        }
+        answers.flush()?;
+    }
+    Ok(None)
+}
+
+/// The client's lines, read so that what follows the last one stays unread.
+struct Input {
+    is_socket: bool,
+    deadline: Deadline,
+}
+
+impl Input {
+    /// The next line without its LF, one byte longer than LINE_MAX if it is too long; None at the end.
+    fn line(&mut self) -> Result<Option<Vec<u8>>, Errno> {
+        let mut line = Vec::new();
+        loop {
+            let mut chunk = [0u8; 512];
+            let n = self.read(&mut chunk)?;
+            let piece = chunk.get(..n).unwrap_or_default();
+            if piece.is_empty() {
+                wipe(&mut line);
+                return Ok(None);
+            }
+            let room = (LINE_MAX + 1).saturating_sub(line.len());
+            let end = piece.strip_suffix(b"\n");
+            let text = end.unwrap_or(piece);
+            line.extend_from_slice(text.get(..text.len().min(room)).unwrap_or_default());
+            let complete = end.is_some();
+            wipe(&mut chunk);
+            if complete {
+                return Ok(Some(line));
+            }
+        }
+    }
+
+    /// Reads some bytes, at most to the end of the line: a socket is looked at first, everything else is
+    /// read byte by byte.
+    fn read(&mut self, chunk: &mut [u8]) -> Result<usize, Errno> {
+        loop {
+            timed::wait(fd::IN, PollFlags::POLLIN, self.deadline)?;
+            let wanted = if self.is_socket {
+                match recv(fd::IN.0, chunk, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT) {
+                    Ok(seen) => {
+                        let seen = chunk.get(..seen).unwrap_or_default();
+                        seen.iter().position(|b| *b == b'\n').map_or(seen.len(), |at| at + 1)
+                    }
+                    Err(Errno::EINTR | Errno::EAGAIN) => continue,
+                    Err(errno) => return Err(errno),
+                }
+            } else {
+                1
+            };
+            match nix::unistd::read(fd::IN, chunk.get_mut(..wanted).unwrap_or_default()) {
+                Err(Errno::EINTR | Errno::EAGAIN) => {}
+                result => return result,
+            }
+        }
+    }
+}
+
+/// Runs the subprogram, which is the session when it accepts, and answers for it when it does not.
+fn check(answers: &mut Answers, subprogram: &[Vec<u8>], login: Login, timestamp: &[u8]) -> Result<(), Errno> {
+    let name = subprogram.first().map(Vec::as_slice).unwrap_or_default();
+    let Some(path) = program::find(name) else {
+        complain(name, Errno::ENOENT);
+        return answers.err("[SYS/TEMP] authorization failed");
+    };
+    let Ok((read, write)) = fd::pipe() else { return answers.err("[SYS/TEMP] unable to open pipe") };
+    let command = process::Command::new(path, subprogram).descriptor(&read, 3);
+    let Ok(pid) = process::fork_child(|| complain(name, command.exec())) else {
+        return answers.err("[SYS/TEMP] unable to fork");
+    };
+    drop(command);
+    drop(read);
+    let Login { mut name, mut secret } = login;
+    let mut fields = [name.as_slice(), b"\0", &secret, b"\0", timestamp, b"\0"].concat();
+    let written = fd::write_all(&write, &fields);
+    wipe(&mut name);
+    wipe(&mut secret);
+    wipe(&mut fields);
+    drop(write);
+    let end = process::wait(pid);
+    match (written, end) {
+        (_, Ok(End::Exit(0))) => Ok(()),
+        (_, Ok(End::Crash(_))) | (_, Err(_)) => answers.err("[SYS/TEMP] aack, child crashed"),
+        // A checker may decide without having read all.
+        (Err(errno), _) if errno != Errno::EPIPE => answers.err("[SYS/TEMP] unable to write pipe"),
+        (_, Ok(End::Exit(code))) => answers.err(&format!("[{}] authorization failed", response_code(code))),
+    }
+}
+
+/// A line for the log: without its checker nobody can log in. An exit code for the child that tried.
+fn complain(name: &[u8], errno: Errno) -> i32 {
+    let trouble = Trouble::unable("run", name, errno);
+    let _ = fd::write_all(fd::ERR, &[b"qmail-popup: warning: ", trouble.text().as_slice(), b"\n"].concat());
+    NOT_RUN
+}
+
+/// The response code (RFC 3206) for a checker's exit code. Checkers of the field refuse with 3 to 20 too.
+fn response_code(exit: i32) -> &'static str {
+    match exit {
+        2 => "SYS/PERM",
+        1..100 => "AUTH",
+        _ => "SYS/TEMP",
+    }
+}
+
+/// Overwrites a secret. black_box keeps the compiler from leaving out what nobody reads again.
+fn wipe(secret: &mut [u8]) {
+    secret.fill(0);
+    std::hint::black_box(secret);
+}

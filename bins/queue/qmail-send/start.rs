@@ -1,0 +1,201 @@
+//! Start-up: descriptors, control files, the lock, the spawners' first byte, and what the queue holds.
+#![forbid(unsafe_code)]
+
+use crate::Manager;
+use crate::channel::Channel;
+use crate::cleaner::Cleaner;
+use crate::controls::{self, Controls};
+use crate::desk::{Desk, Load, SLEEP_SECONDS, is_message_gone, remove};
+use crate::done::{Done, schedule_found};
+use crate::log::Log;
+use crate::proof::Proof;
+use crate::sweep::Sweep;
+use crate::todo::{Todo, is_waiting};
+use nix::dir::Dir;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::sys::signal::Signal;
+use nix::sys::stat::{Mode, umask};
+use qmail::fd;
+use qmail::home::Home;
+use qmail::queue::age::Clock;
+use qmail::queue::rewrite::Way;
+use qmail::queue::schedule::Schedule;
+use qmail::queue::{self, Number, SPLIT};
+use qmail::sys::signal;
+use qmail::trouble::Trouble;
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
+
+/// Everything up to the loop. The error is the end of the line `alert: cannot start: …`.
+pub fn start(log: Log) -> Result<Manager, &'static str> {
+    // First of all: what is not open here would be opened as something else.
+    let descriptors = descriptors();
+    let home = Home::find().map_err(|trouble| {
+        controls::explain(log, &trouble);
+        "unable to switch to home directory"
+    })?;
+    let controls = Controls::read(&home).map_err(|trouble| {
+        controls::explain(log, &trouble);
+        "unable to read controls"
+    })?;
+    nix::unistd::chdir(fd::path(&home.path("queue"))).map_err(|errno| {
+        controls::explain(log, &Trouble::unable("switch to", "queue", errno));
+        "unable to switch to queue directory"
+    })?;
+    signal::ignore(&[Signal::SIGPIPE]);
+    signal::catch(&[Signal::SIGTERM, Signal::SIGALRM, Signal::SIGHUP]);
+    umask(Mode::from_bits_truncate(0o077));
+    let mutex = fd::open_write("lock/sendmutex").map_err(|errno| {
+        controls::explain(log, &Trouble::unable("open", "queue/lock/sendmutex", errno));
+        "unable to open mutex"
+    })?;
+    let mutex =
+        Flock::lock(mutex, FlockArg::LockExclusiveNonblock).map_err(|_| "qmail-send is already running")?;
+
+    let descriptors = descriptors.ok_or("hath the daemon spawn no fire?")?;
+    let slots = |read: &OwnedFd, wanted: u64| {
+        first_byte(read).map(|limit| usize::try_from(wanted.min(limit)).unwrap_or(0))
+    };
+    let [to_local, from_local, to_remote, from_remote, to_clean, from_clean] = descriptors;
+    let [wanted_local, wanted_remote] = controls.concurrency;
+    let local = slots(&from_local, wanted_local).ok_or("hath the daemon spawn no fire?")?;
+    let remote = slots(&from_remote, wanted_remote).ok_or("hath the daemon spawn no fire?")?;
+    // A spawner that is slow to read must not stop us; these pipe ends are ours alone.
+    for pipe in [&to_local, &to_remote] {
+        let _ = fd::set_nonblocking(pipe, true);
+    }
+
+    let mut desk = Desk {
+        log,
+        home,
+        controls,
+        cleaner: Cleaner::new(to_clean, from_clean),
+        clock: Clock::start(),
+        local: Schedule::default(),
+        remote: Schedule::default(),
+        done: Schedule::default(),
+        load: [Load { used: 0, max: local }, Load { used: 0, max: remote }],
+        deliveries: 0,
+        unproven: BTreeSet::new(),
+        aside: BTreeMap::new(),
+        orphans: BTreeMap::new(),
+        stopping: false,
+    };
+    find_messages(&mut desk);
+    desk.say_status();
+    let jobs = local + remote;
+    Ok(Manager {
+        desk,
+        channels: [
+            Channel::new(Way::Local, to_local, from_local, local, jobs),
+            Channel::new(Way::Remote, to_remote, from_remote, remote, jobs),
+        ],
+        proof: Proof::default(),
+        done: Done::default(),
+        todo: Todo::new(),
+        sweep: Sweep::new(),
+        cleaner_lost: false,
+        stop_by: None,
+        _mutex: mutex,
+    })
+}
+
+/// Descriptors 1 to 6. None when one of them is not open.
+fn descriptors() -> Option<[OwnedFd; 6]> {
+    let all: Vec<OwnedFd> = (1..=6).map_while(|number| fd::take(number).ok()).collect();
+    all.try_into().ok()
+}
+
+/// What a spawner says first: how many deliveries it can run.
+fn first_byte(from: &OwnedFd) -> Option<u64> {
+    let mut byte = [0u8; 1];
+    match fd::read(from, &mut byte) {
+        Ok(1) => Some(u64::from(byte[0])),
+        _ => None,
+    }
+}
+
+/// Notes every message of the queue: two numbers for each, nothing is read of it but names and times.
+fn find_messages(desk: &mut Desk) {
+    for_each_number(desk, "todo", |desk, number| {
+        desk.unproven.insert(number);
+    });
+    for split in 0..SPLIT {
+        for_each_number(desk, &format!("info/{split}"), find_preprocessed);
+    }
+    remove_marks(desk);
+}
+
+fn find_preprocessed(desk: &mut Desk, number: Number) {
+    match is_waiting(number) {
+        Ok(true) => return, // S4: info is what a broken preprocessing left
+        Ok(false) => {}
+        Err(_) => desk
+            .log
+            .line(format!("warning: unable to stat {}; will try again later", queue::todo_path(number))),
+    }
+    if is_message_gone(number) {
+        desk.log.line(format!("warning: no message beside {}: left alone", queue::info(number)));
+        desk.orphans.insert(number, Instant::now());
+    } else {
+        take_up(desk, number);
+    }
+}
+
+/// A message of an earlier life of ours.
+pub fn take_up(desk: &mut Desk, number: Number) {
+    desk.unproven.insert(number);
+    schedule_found(desk, number);
+}
+
+/// Calls `each` for every message number in a directory. What is not found here would wait for the next
+/// start, so there is no going on without a directory.
+fn for_each_number(desk: &mut Desk, directory: &str, each: fn(&mut Desk, Number)) {
+    let numbers = loop {
+        match numbers(directory) {
+            Ok(numbers) => break numbers,
+            Err(_) => {
+                desk.log.line(format!("alert: unable to opendir {directory}, sleeping..."));
+                let _ = signal::wait(&mut [], Some(Duration::from_secs(SLEEP_SECONDS)));
+                if signal::take(Signal::SIGTERM) {
+                    desk.stopping = true;
+                }
+                if desk.stopping {
+                    return;
+                }
+            }
+        }
+    };
+    for number in numbers {
+        each(desk, number);
+    }
+}
+
+fn numbers(directory: &str) -> Result<Vec<Number>, Errno> {
+    let mut numbers = Vec::new();
+    for entry in Dir::open(directory, DIRECTORY, Mode::empty())?.iter() {
+        numbers.extend(queue::number(entry?.file_name().to_bytes()));
+    }
+    Ok(numbers)
+}
+
+/// Marks of the last life (`bounce/N.aside`): every start judges anew.
+fn remove_marks(desk: &Desk) {
+    let Ok(mut open) = Dir::open("bounce", DIRECTORY, Mode::empty()) else { return };
+    let marks: Vec<String> = open
+        .iter()
+        .map_while(Result::ok) // an error may come again for ever
+        .filter_map(|entry| entry.file_name().to_str().ok().map(str::to_string))
+        .filter(|name| name.strip_suffix(".aside").is_some_and(|n| queue::number(n.as_bytes()).is_some()))
+        .collect();
+    for mark in marks {
+        let name = format!("bounce/{mark}");
+        if remove(&name).is_err() {
+            desk.log.line(format!("warning: unable to unlink {name}"));
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! connect - the first address that takes a connection
+//!
+//! The table of hosts that timed out lately (tcpto) is a courtesy to our own slots: whoever may not
+//! write it goes on as if it were empty. It has room for IPv4 only.
+#![forbid(unsafe_code)]
+
+use crate::hosts::Place;
+use crate::report::{self, Report};
+use nix::errno::Errno;
+use qmail::{date, tcpto, trouble};
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::time::Duration;
+
+/// Tries one after the other. Whoever takes the connection gets the message or says why not: no further
+/// address is tried after that.
+pub fn first(
+    places: &[Place],
+    port: u16,
+    patience: Duration,
+    table: &[u8],
+) -> Result<(IpAddr, TcpStream), Report> {
+    for place in places {
+        let past = Past::of(place.ip, table);
+        if past == Past::TimedOutLately {
+            continue;
+        }
+        match TcpStream::connect_timeout(&SocketAddr::new(place.ip, port), patience) {
+            Ok(stream) => {
+                past.answered(place.ip, table);
+                // Commands are small and each waits for its answer. Without it they are only slower.
+                let _ = stream.set_nodelay(true);
+                // A write must never wait in the kernel, where no deadline reaches it.
+                stream.set_nonblocking(true).map_err(|_| report::no_resources())?;
+                return Ok((place.ip, stream));
+            }
+            Err(error) if error.kind() == ErrorKind::TimedOut => timed_out(place.ip, table),
+            Err(error) => match trouble::errno(&error) {
+                Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM => {
+                    return Err(report::no_resources());
+                }
+                _ => past.answered(place.ip, table),
+            },
+        }
+    }
+    Err(report::no_connection())
+}
+
+/// What the table says of an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Past {
+    Unknown,
+    Known,
+    TimedOutLately,
+}
+
+impl Past {
+    fn of(ip: IpAddr, table: &[u8]) -> Past {
+        let IpAddr::V4(ip) = ip else { return Past::Unknown };
+        let Ok(open) = tcpto::Table::open(table) else { return Past::Unknown };
+        if tcpto::skip(open.records(), ip, date::now(), std::process::id()) {
+            Past::TimedOutLately
+        } else if tcpto::answered(open.records(), ip).is_some() {
+            Past::Known
+        } else {
+            Past::Unknown
+        }
+    }
+
+    /// It is there again, or at least says no.
+    fn answered(self, ip: IpAddr, table: &[u8]) {
+        if self != Past::Unknown {
+            change(ip, table, tcpto::answered);
+        }
+    }
+}
+
+fn timed_out(ip: IpAddr, table: &[u8]) {
+    change(ip, table, |records, ip| tcpto::timed_out(records, ip, date::now()));
+}
+
+/// A table that cannot be written is out of date, which does no harm.
+fn change(
+    ip: IpAddr,
+    table: &[u8],
+    decide: impl Fn(&[tcpto::Record], Ipv4Addr) -> Option<(usize, tcpto::Record)>,
+) {
+    let IpAddr::V4(ip) = ip else { return };
+    let Ok(mut open) = tcpto::Table::open(table) else { return };
+    if let Some((at, record)) = decide(open.records(), ip) {
+        let _ = open.write(at, &record);
+    }
+}

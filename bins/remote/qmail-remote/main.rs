@@ -1,0 +1,98 @@
+//! qmail-remote - send a message to recipients at one host by SMTP
+//!
+//! called by  qmail-rspawn, or anybody with a message   runs as  qmailr
+//! arguments  host sender recip …
+//! fd 0       the message; a file, so that it can be looked at before it is offered
+//! fd 1       one report a recipient (r, h, s), then one on the message (K, D, Z), each ended by NUL
+//! controls   helohost me smtproutes timeoutconnect timeoutremote
+//! touches    queue/lock/tcpto
+//! exit       always 0; 111 after a bug of ours
+//!
+//! In the order of the work: `route` (where the administrator wants it to go), `hosts` (where the DNS
+//! says), `connect` (the first address that takes a connection), `dialogue` (the conversation),
+//! `message` (fd 0), `report` (every text). A `Session` outlives a message: connections are to be shared
+//! there.
+#![forbid(unsafe_code)]
+
+mod connect;
+mod dialogue;
+mod hosts;
+mod message;
+mod report;
+mod route;
+
+use dialogue::Session;
+use hosts::Places;
+use message::Message;
+use qmail::control::{Control, Map};
+use qmail::home::Home;
+use qmail::program::{Args, Program, Voice};
+use qmail::tcpto;
+use qmail::trouble::Trouble;
+use report::Report;
+use route::Route;
+use std::time::Duration;
+
+const USAGE: &str = "qmail-remote host sender recip ...";
+
+/// Seconds, unless control files say otherwise.
+const TIMEOUT_CONNECT: u64 = 60;
+const TIMEOUT_REMOTE: u64 = 1200;
+
+const SMTP_PORT: u16 = 25;
+
+fn main() -> ! {
+    Program::new("qmail-remote", USAGE).voice(Voice::Silent).run(remote)
+}
+
+fn remote(args: Args) -> Result<(), Trouble> {
+    let report = deliver(args.list()).unwrap_or_else(|report| report);
+    // Without a reader there is nobody to tell; a report that is missing counts as temporary.
+    let _ = report.print();
+    Ok(())
+}
+
+/// The report on the message. Both kinds are reports: `Err` only ends the work early.
+fn deliver(args: &[Vec<u8>]) -> Result<Report, Report> {
+    let [host, sender, recipients @ ..] = args else { return Err(report::wrong_use()) };
+    if recipients.is_empty() {
+        return Err(report::wrong_use());
+    }
+    let home = Home::find().map_err(|why| report::no_home(&why))?;
+    let settings = Settings::read(&home.control()).map_err(|why| report::no_controls(&why))?;
+    let mut message = Message::open()?;
+    let Places { places, port } = match route::find(&settings.routes, host) {
+        Some(value) => hosts::of_route(&Route::parse(value).ok_or_else(|| report::no_route(value))?)?,
+        None => hosts::of_host(host)?,
+    };
+    let (ip, stream) = connect::first(&places, port, settings.timeout_connect, &home.path(tcpto::FILE))?;
+    let mut session = Session::new(ip, &stream, settings.timeout_remote);
+    session.greet()?;
+    session.hello(&settings.helohost)?;
+    let outcome = session.send(&mut message, sender, recipients);
+    session.quit();
+    outcome
+}
+
+struct Settings {
+    helohost: Vec<u8>,
+    routes: Map,
+    timeout_connect: Duration,
+    timeout_remote: Duration,
+}
+
+impl Settings {
+    fn read(control: &Control) -> Result<Settings, Trouble> {
+        // Nobody waits 0 seconds: that would be a way to send nothing, not a timeout.
+        let seconds =
+            |name, default| Ok::<_, Trouble>(Duration::from_secs(control.int(name, default)?.max(1)));
+        Ok(Settings {
+            helohost: control
+                .line_or_me("helohost")?
+                .ok_or_else(|| Trouble::temporary("control/helohost and control/me are missing"))?,
+            routes: control.map("smtproutes")?.unwrap_or_default(),
+            timeout_connect: seconds("timeoutconnect", TIMEOUT_CONNECT)?,
+            timeout_remote: seconds("timeoutremote", TIMEOUT_REMOTE)?,
+        })
+    }
+}

@@ -1,0 +1,42 @@
+//! qmail-smtpd - receive mail by SMTP
+//!
+//! called by  tcpserver, one process a connection; sendmail -bs; a terminal
+//! runs as    qmaild
+//! fd 0, 1    the connection
+//! fd 2       one line naming what is wrong with our own house; nothing about clients
+//! exit       0 after QUIT, 1 otherwise
+//! env        TCPREMOTEIP TCPREMOTEHOST TCPREMOTEINFO TCPLOCALHOST TCPLOCALIP RELAYCLIENT DATABYTES QMAILQUEUE
+//! touches    reads control/; hands messages to the queue (qmail::queue::client)
+//!
+//! `session` is the conversation, `message` what follows DATA, `reply` every reply there is, `config`
+//! what the administrator decided. An extension is a word in `Session::extensions`, a verb in
+//! `smtp::command` and its arm in `Session::answer`.
+#![forbid(unsafe_code)]
+
+mod config;
+mod message;
+mod reply;
+mod session;
+
+use config::Config;
+use qmail::home::Home;
+use qmail::program::{Args, Program};
+use qmail::trouble::Trouble;
+use session::Session;
+
+/// Exit code of every end but QUIT.
+const EXIT_UNFINISHED: i32 = 1;
+
+fn main() -> ! {
+    Program::new("qmail-smtpd", "qmail-smtpd").on_panic(EXIT_UNFINISHED).run(smtpd)
+}
+
+fn smtpd(args: Args) -> Result<(), Trouble> {
+    args.none()?;
+    let prepared = Home::find().and_then(|home| Config::read(&home.control()).map(|config| (home, config)));
+    let ended = match prepared {
+        Ok((home, config)) => Session::new(&home, &config).run(),
+        Err(trouble) => session::refuse_connection(trouble),
+    };
+    ended.map_err(|trouble| trouble.with_exit(EXIT_UNFINISHED))
+}

@@ -1,0 +1,295 @@
+//! The conversation: one command, one reply, until QUIT.
+
+use crate::config::Config;
+use crate::message::{self, Incoming};
+use crate::reply::{self, Reply};
+use nix::errno::Errno;
+use qmail::fd::{self, Standard};
+use qmail::home::Home;
+use qmail::queue::client::{Outcome, Submission};
+use qmail::received::Peer;
+use qmail::smtp::command::{self, Command, Path, Verb};
+use qmail::timed::{Deadline, Line, Reader, Writer};
+use qmail::trouble::Trouble;
+use qmail::{date, envelope, ipme};
+use std::io::IsTerminal;
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+/// Recipients of one message (RFC 5321 section 4.5.3.1.8 asks for at least 100); 1000 of the longest are a megabyte.
+const RECIPIENTS_MAX: usize = 1000;
+
+/// Seconds for the one line that says we cannot work at all.
+const REFUSAL_TIMEOUT: u64 = 60;
+
+/// How a conversation ends.
+pub enum End {
+    Quit,
+    /// The client is gone, or does not take our replies: nobody to talk to.
+    Gone,
+    /// A last reply, and if it is our own house that is in disorder, the line for the log.
+    Fatal(Reply, Option<Trouble>),
+}
+
+/// The connection, with replies held back until the client has to read them.
+pub struct Connection {
+    pub input: Reader<Standard>,
+    output: Writer<Standard>,
+    timeout: Duration,
+}
+
+impl Connection {
+    fn new(timeout: Duration) -> Connection {
+        let input = Reader::with_timeout(fd::IN, timeout);
+        Connection { input, output: Writer::with_timeout(fd::OUT, timeout), timeout }
+    }
+
+    /// Whether a person sits at the other end.
+    pub fn is_typed(&self) -> bool {
+        fd::IN.as_fd().is_terminal()
+    }
+
+    fn put(&mut self, bytes: impl AsRef<[u8]>) -> Result<(), End> {
+        self.output.put(bytes).map_err(|_| End::Gone)
+    }
+
+    fn flush(&mut self) -> Result<(), End> {
+        self.output.flush().map_err(|_| End::Gone)
+    }
+
+    /// Reads once, after everything we said has been sent. The number of bytes, at least one.
+    pub fn more(&mut self) -> Result<usize, End> {
+        self.flush()?;
+        match self.input.more().map_err(unreadable)? {
+            0 => Err(End::Gone),
+            n => Ok(n),
+        }
+    }
+
+    /// The next command line; None for one that was too long. A whole line has the time of one read.
+    fn command(&mut self) -> Result<Option<Vec<u8>>, End> {
+        if !self.input.buffered().contains(&b'\n') {
+            self.flush()?;
+        }
+        self.input.set_overall(Deadline::after(self.timeout));
+        match self.input.line(b'\n', command::LINE_MAX).map_err(unreadable)? {
+            Line::Whole(line) => Ok(Some(line)),
+            Line::TooLong => Ok(None),
+            Line::End(_) => Err(End::Gone), // half a command is none
+        }
+    }
+}
+
+fn unreadable(errno: Errno) -> End {
+    if errno == Errno::ETIMEDOUT { End::Fatal(reply::TIMEOUT, None) } else { End::Gone }
+}
+
+/// We cannot even greet: one reply, and the reason for the log.
+pub fn refuse_connection(trouble: Trouble) -> Result<(), Trouble> {
+    let mut output = Writer::with_timeout(fd::OUT, Duration::from_secs(REFUSAL_TIMEOUT));
+    let _ = output.put(reply::NO_CONTROLS.line(false)).and_then(|()| output.flush());
+    Err(trouble)
+}
+
+/// What MAIL began.
+struct Transaction {
+    sender: Vec<u8>,
+    /// The sender is in badmailfrom; said at RCPT, where it reaches the sender of the mail.
+    unwelcome: bool,
+    /// Each followed by a NUL, in one piece: a thousand small allocations would cost twice the memory.
+    recipients: Vec<u8>,
+    count: usize,
+}
+
+impl Transaction {
+    fn recipients(&self) -> impl Iterator<Item = &[u8]> {
+        self.recipients.split(|b| *b == 0).take(self.count)
+    }
+}
+
+pub struct Session<'a> {
+    home: &'a Home,
+    config: &'a Config,
+    peer: Peer,
+    connection: Connection,
+    /// The name the client gave itself.
+    helo: Option<Vec<u8>>,
+    /// The client said EHLO: replies carry their enhanced status.
+    extended: bool,
+    transaction: Option<Transaction>,
+    /// Our own IP addresses, once somebody wrote to one of them.
+    own: Option<Vec<IpAddr>>,
+}
+
+impl<'a> Session<'a> {
+    pub fn new(home: &'a Home, config: &'a Config) -> Session<'a> {
+        let (peer, connection) = (Peer::from_environ(), Connection::new(config.timeout));
+        Session { home, config, peer, connection, helo: None, extended: false, transaction: None, own: None }
+    }
+
+    pub fn run(mut self) -> Result<(), Trouble> {
+        match self.converse() {
+            Err(End::Quit) => Ok(()),
+            Ok(()) | Err(End::Gone) => Err(Trouble::exit(1, "")),
+            Err(End::Fatal(reply, trouble)) => {
+                let _ = self.say(&reply).and_then(|()| self.connection.flush());
+                Err(trouble.unwrap_or(Trouble::exit(1, "")))
+            }
+        }
+    }
+
+    fn converse(&mut self) -> Result<(), End> {
+        self.connection.put([b"220 ", self.config.greeting.as_slice(), b" ESMTP\r\n"].concat())?;
+        loop {
+            match self.connection.command()? {
+                Some(line) => self.answer(Command::parse(&line))?,
+                None => self.say(&reply::LINE_TOO_LONG)?,
+            }
+        }
+    }
+
+    fn say(&mut self, reply: &Reply) -> Result<(), End> {
+        self.connection.put(reply.line(self.extended))
+    }
+
+    fn answer(&mut self, command: Command<'_>) -> Result<(), End> {
+        let reply = match command.verb {
+            Verb::Helo => return self.helo(command.argument),
+            Verb::Ehlo => return self.ehlo(command.argument),
+            Verb::Mail => self.mail(command.argument)?,
+            Verb::Rcpt => self.rcpt(command.argument)?,
+            Verb::Data => self.data()?,
+            Verb::Rset => {
+                self.transaction = None;
+                reply::FLUSHED
+            }
+            Verb::Noop => reply::OK,
+            Verb::Vrfy => reply::VRFY,
+            Verb::Help => reply::HELP,
+            Verb::Quit => {
+                self.say(&Reply::made(221, "2.0.0", self.config.greeting.clone()))?;
+                self.connection.flush()?;
+                return Err(End::Quit);
+            }
+            Verb::Unknown => reply::UNIMPLEMENTED,
+        };
+        self.say(&reply)
+    }
+
+    fn helo(&mut self, name: &[u8]) -> Result<(), End> {
+        self.meet(name, false);
+        self.say(&Reply::made(250, "", self.config.greeting.clone()))
+    }
+
+    fn ehlo(&mut self, name: &[u8]) -> Result<(), End> {
+        self.meet(name, true);
+        let extensions = self.extensions();
+        let mut text = self.config.greeting.clone();
+        for word in extensions {
+            self.connection.put([b"250-", text.as_slice(), b"\r\n"].concat())?;
+            text = word;
+        }
+        self.say(&Reply::made(250, "", text))
+    }
+
+    /// A new name begins anew.
+    fn meet(&mut self, name: &[u8], extended: bool) {
+        self.helo = Some(name.to_vec());
+        self.extended = extended;
+        self.transaction = None;
+    }
+
+    /// What EHLO announces. `SIZE 0` is "no limit" (rfc1870:4).
+    fn extensions(&self) -> Vec<Vec<u8>> {
+        let size = format!("SIZE {}", self.config.databytes);
+        ["PIPELINING", "8BITMIME", &size, "ENHANCEDSTATUSCODES"].map(|word| word.as_bytes().to_vec()).to_vec()
+    }
+
+    /// A refused MAIL leaves no transaction behind: its recipients must not go to an earlier sender's message.
+    fn mail(&mut self, argument: &[u8]) -> Result<Reply, End> {
+        self.transaction = None;
+        let Some(path) = self.path(argument)? else { return Ok(reply::BAD_ADDRESS) };
+        match command::declared_size(path.parameters) {
+            Err(command::Malformed) => return Ok(reply::BAD_SIZE),
+            Ok(Some(size)) if self.config.is_too_big(size) => return Ok(reply::TOO_BIG),
+            Ok(_) => {}
+        }
+        let unwelcome = self.config.is_bad_sender(&path.address);
+        self.transaction =
+            Some(Transaction { sender: path.address, unwelcome, recipients: Vec::new(), count: 0 });
+        Ok(reply::OK_SENDER)
+    }
+
+    fn rcpt(&mut self, argument: &[u8]) -> Result<Reply, End> {
+        if self.transaction.is_none() {
+            return Ok(reply::MAIL_FIRST);
+        }
+        let path = self.path(argument)?;
+        let Some(transaction) = &mut self.transaction else { return Ok(reply::MAIL_FIRST) };
+        let Some(Path { address: mut recipient, .. }) = path else { return Ok(reply::BAD_ADDRESS) };
+        if transaction.unwelcome {
+            return Ok(reply::BAD_SENDER);
+        }
+        match &self.config.relay {
+            Some(suffix) => recipient.extend_from_slice(suffix),
+            None => match self.config.rcpthosts.allow(&recipient) {
+                Ok(true) => {}
+                Ok(false) => return Ok(reply::NOT_MY_DOMAIN),
+                Err(trouble) => return Err(End::Fatal(reply::NO_CONTROLS, Some(trouble))),
+            },
+        }
+        if transaction.count >= RECIPIENTS_MAX {
+            return Ok(reply::TOO_MANY_RECIPIENTS);
+        }
+        transaction.recipients.extend_from_slice(&recipient);
+        transaction.recipients.push(0);
+        transaction.count += 1;
+        Ok(reply::OK_RECIPIENT)
+    }
+
+    fn data(&mut self) -> Result<Reply, End> {
+        match &self.transaction {
+            None => return Ok(reply::MAIL_FIRST),
+            Some(transaction) if transaction.count == 0 => return Ok(reply::RCPT_FIRST),
+            Some(_) => {}
+        }
+        // Over with DATA, whatever becomes of it.
+        let Some(transaction) = self.transaction.take() else { return Ok(reply::MAIL_FIRST) };
+        let submission = match Submission::open(self.home) {
+            Ok(submission) => submission,
+            Err(Outcome::Permanent(text) | Outcome::Temporary(text)) => {
+                message::warn("unable to start qmail-queue", &text);
+                return Ok(reply::NO_QUEUE);
+            }
+            Err(Outcome::Queued { .. }) => return Ok(reply::NO_QUEUE),
+        };
+        self.say(&reply::GO_AHEAD)?;
+        let received = self.peer.line(self.helo.as_deref(), "SMTP", date::now());
+        let mut incoming = Incoming::begin(self.config, submission, &received);
+        incoming.read(&mut self.connection)?;
+        Ok(incoming.finish(&transaction.sender, transaction.recipients()))
+    }
+
+    /// The address in an argument, `[IP]` of ours replaced, and what stands behind it. None when it is bad.
+    fn path<'l>(&mut self, argument: &'l [u8]) -> Result<Option<Path<'l>>, End> {
+        let Some(mut path) = command::path(argument) else { return Ok(None) };
+        path.address = self.without_own_literal(path.address)?;
+        Ok((path.address.len() <= command::ADDRESS_MAX).then_some(path))
+    }
+
+    fn without_own_literal(&mut self, address: Vec<u8>) -> Result<Vec<u8>, End> {
+        let Some(name) = &self.config.localiphost else { return Ok(address) };
+        let Some((local, domain)) = envelope::split(&address) else { return Ok(address) };
+        let Some(ip) = command::literal(domain) else { return Ok(address) };
+        if self.own.is_none() {
+            let found = ipme::addresses().map_err(|errno| {
+                let trouble = Trouble::temporary("unable to figure out my IP addresses").because(errno);
+                End::Fatal(reply::NO_ADDRESSES, Some(trouble))
+            })?;
+            self.own = Some(found);
+        }
+        let ours = self.own.as_ref().is_some_and(|own| own.contains(&ip));
+        Ok(if ours { [local, b"@", name].concat() } else { address })
+    }
+}

@@ -1,0 +1,84 @@
+//! qmail-rspawn - deliver to other hosts through qmail-remote
+//!
+//! called by  qmail-start              runs as  qmailr, group qmail (own home: the owner), in queue/mess
+//! fd 0       requests of qmail-send: slot, message, sender, recipient
+//! fd 1       first byte: concurrency limit; then one report a request
+//! exit       0 no more requests and all reported, 111 cannot start
+//! touches    queue/mess (reads), queue/lock/tcpto (emptied at start)
+//! env        QMAILREMOTE  a program to run instead of qmail-remote, found through PATH
+#![forbid(unsafe_code)]
+
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::Uid;
+use qmail::home::Home;
+use qmail::program::{self, Args};
+use qmail::spawn::{Delivery, Request, report, serve};
+use qmail::sys::process::{Command, End};
+use qmail::trouble::Trouble;
+use qmail::{environ, exits, fd};
+use std::os::fd::OwnedFd;
+
+/// Length of the table of hosts that timed out.
+const TCPTO_SIZE: usize = 1024;
+
+fn main() {
+    program::run("qmail-rspawn", "qmail-rspawn", rspawn)
+}
+
+fn rspawn(args: Args) -> Result<(), Trouble> {
+    args.none()?;
+    let home = Home::find()?;
+    let qmailq = home.ids().role("qmailq").ok_or_else(|| Trouble::temporary("unable to find user qmailq"))?;
+    let mess = home.path("queue/mess");
+    nix::unistd::chdir(fd::path(&mess)).map_err(|e| Trouble::unable("switch to", &mess, e))?;
+    umask(Mode::from_bits_truncate(0o077));
+    forget_timeouts(&home);
+    serve(&Remote { owner: qmailq.uid, replacement: environ::get("QMAILREMOTE"), home })
+}
+
+/// A restart is how an administrator says that the network is back. The table only saves time: when it
+/// cannot be written, deliveries go on without.
+fn forget_timeouts(home: &Home) {
+    if let Ok(tcpto) = fd::open_write(home.path("queue/lock/tcpto")) {
+        let _ = fd::write_all(&tcpto, &[0; TCPTO_SIZE]);
+    }
+}
+
+struct Remote {
+    home: Home,
+    owner: Uid,
+    replacement: Option<Vec<u8>>,
+}
+
+impl Delivery for Remote {
+    fn owner(&self) -> Uid {
+        self.owner
+    }
+
+    fn keep(&self) -> usize {
+        report::REMOTE_KEEP
+    }
+
+    fn reports(&self, end: End, output: &[u8], count: usize) -> Vec<Vec<u8>> {
+        report::of_remote(end, output, count)
+    }
+
+    /// In the child: becomes `qmail-remote host sender recipient…`.
+    fn run(&self, requests: &[Request], message: OwnedFd, output: OwnedFd) -> i32 {
+        let Some(first) = requests.first() else { return exits::TEMPORARY };
+        let (name, path) = match &self.replacement {
+            Some(name) => (name.clone(), program::find(name)),
+            None => (b"qmail-remote".to_vec(), Some(program::find_in(&self.home, "qmail-remote"))),
+        };
+        let Some(path) = path else { return exits::TEMPORARY };
+        let (_, host) = first.local_and_domain();
+        let mut argv: Vec<&[u8]> = vec![&name, host, &first.sender];
+        argv.extend(requests.iter().map(|r| r.recipient.as_slice()));
+        Command::new(path, &argv)
+            .descriptor(&message, 0)
+            .descriptor(&output, 1)
+            .descriptor(&output, 2)
+            .exec();
+        exits::TEMPORARY
+    }
+}
