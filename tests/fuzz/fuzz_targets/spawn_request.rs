@@ -1,0 +1,32 @@
+//! Requests of qmail-send to a spawner: any bytes, cut anywhere; and reports made of any output.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use qmail::spawn::{LIMIT, report, request};
+use qmail::sys::process::End;
+
+fuzz_target!(|bytes: &[u8]| {
+    // The same requests whether they come at once or byte by byte.
+    let whole = request::Parser::default().feed(bytes);
+    let mut parser = request::Parser::default();
+    let pieces: Vec<_> = bytes.iter().flat_map(|b| parser.feed(&[*b])).collect();
+    assert_eq!(whole, pieces);
+    for request in &whole {
+        let _ = request.check(LIMIT, |slot| slot == 7);
+        let (local, domain) = request.local_and_domain();
+        assert!(local.len() + domain.len() <= request.recipient.len());
+        if !request.cut {
+            assert_eq!(request::Parser::default().feed(&request.encode()), [request.clone()]);
+        }
+    }
+    // A report is one letter of three, and its end is where its first NUL is.
+    for code in [0, 100, 111] {
+        let local = report::of_local(End::Exit(code), bytes);
+        assert!(matches!(local.first(), Some(b'K' | b'Z' | b'D')) && !local.contains(&0));
+        for count in [1, 3] {
+            let remote = report::of_remote(End::Exit(code), bytes, count);
+            assert_eq!(remote.len(), count);
+            assert!(remote.iter().all(|r| matches!(r.first(), Some(b'K' | b'Z' | b'D'))));
+        }
+    }
+});
