@@ -25,11 +25,14 @@ class QmailQueued(unittest.TestCase):
         self.daemon = harness.Daemon(["qmail-queued"], env=self.home.env)
         self.addCleanup(self.daemon.stop)
         wait_for(self.answers, "qmail-queued to listen")
+        wait_for(lambda: not self.children(), "the end of the child that answered")
 
     def answers(self):
+        """Whether a caller that asks for nothing is sent away: a child of its own did that."""
         try:
-            self.connect().close()
-            return True
+            s = self.connect()
+            s.shutdown(socket.SHUT_WR)
+            return self.answer(s) == bytes([74])
         except OSError:
             return False
 
