@@ -230,6 +230,19 @@ class InAnOwnHome(Started):
         self.one_queued()
         self.assertNotIn("alert", daemon.log())
 
+    def test_told_that_qmail_queued_is_a_service_it_leaves_no_keeper(self):
+        daemon = self.start(env={**self.env, "QMAILKEEPER": "no"})
+        # The keeper would have been started before these.
+        daemons = {self.met(name)["pid"] for name in DAEMONS}
+        self.assertEqual(set(spawners.children_of(daemon.pid)) | {daemon.pid}, daemons)
+        self.assertEqual(self.queueds(), [])
+
+    def test_an_unknown_word_for_the_keeper_is_refused(self):
+        for word in ("", "0", "none"):
+            result = harness.run(["qmail-start"], env={**self.env, "QMAILKEEPER": word})
+            self.assertEqual((result.code, result.out), (111, b""))
+            self.assertEqual(result.err, b"qmail-start: fatal: QMAILKEEPER must be yes or no\n")
+
     def test_without_qmail_queued_everything_else_runs_after_one_alert(self):
         os.unlink(self.home.file("bin/qmail-queued"))
         os.unlink(self.fakes.file("qmail-queued"))

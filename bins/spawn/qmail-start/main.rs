@@ -8,7 +8,7 @@
 //!
 //! who            runs as            fd 0          fd 1          more
 //! logger         qmaill nofiles     log           ours
-//! keeper         qmailq qmail       keeps qmail-queued running: keeper.rs
+//! keeper         qmailq qmail       keeps qmail-queued running: keeper.rs (not with QMAILKEEPER=no)
 //! qmail-lspawn   root qmail         from send 1   to send 2
 //! qmail-rspawn   qmailr qmail       from send 3   to send 4
 //! qmail-clean    qmailq qmail       from send 5   to send 6
@@ -22,6 +22,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::stat::{Mode, SFlag, stat, umask};
 use nix::unistd::{AccessFlags, access};
+use qmail::environ;
 use qmail::exits;
 use qmail::fd::{self, Standard};
 use qmail::home::Home;
@@ -58,9 +59,12 @@ fn start(args: Args) -> Result<(), Trouble> {
     let (lspawn, rspawn) = (find(&home, "qmail-lspawn")?, find(&home, "qmail-rspawn")?);
     let (clean, send) = (find(&home, "qmail-clean")?, find(&home, "qmail-send")?);
 
+    let keeper = wants_keeper()?;
     let log = start_logger(&users, logger)?;
-    // Before the pipes are made, so that it holds none of them open.
-    keeper::start(&home, users.queue()?, log.as_ref())?;
+    if keeper {
+        // Before the pipes are made, so that it holds none of them open.
+        keeper::start(&home, users.queue()?, log.as_ref())?;
+    }
 
     let (to_lspawn, from_lspawn) = (Pipe::new()?, Pipe::new()?);
     let (to_rspawn, from_rspawn) = (Pipe::new()?, Pipe::new()?);
@@ -93,6 +97,15 @@ fn start(args: Args) -> Result<(), Trouble> {
         let _ = fd::write_all(Standard(number), text.as_bytes());
     }
     qmail::sys::process::exit(exits::TEMPORARY)
+}
+
+/// Where a supervisor runs qmail-queued, a keeper would undo its `stop`, and win the race at a start.
+fn wants_keeper() -> Result<bool, Trouble> {
+    match environ::get("QMAILKEEPER").as_deref() {
+        None | Some(b"yes") => Ok(true),
+        Some(b"no") => Ok(false),
+        Some(_) => Err(Trouble::temporary("QMAILKEEPER must be yes or no")),
+    }
 }
 
 /// A pipe; its ends close here when the next program takes over.
