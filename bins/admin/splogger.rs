@@ -4,12 +4,13 @@
 //! arguments  [tag [facility]]: a word, default splogger; a number, default 2 (mail)
 //! fd 0       lines
 //! exit       0 at the end of the input
-//! touches    the socket /dev/log
+//! jail       no file, no network but sockets of this machine (/dev/log), no exec
 //!
 //! `alert:` and `warning:` at the beginning of a line set its priority. While nobody listens at the
 //! socket lines are lost: whoever logs must not wait for its log.
 #![forbid(unsafe_code)]
 
+use jail::{Jail, programs};
 use nix::errno::Errno;
 use nix::poll::PollFlags;
 use nix::sys::socket::{MsgFlags, send};
@@ -44,6 +45,7 @@ fn main() {
 fn splogger(args: Args) -> Result<(), Trouble> {
     let tag = args.list().first().map_or(b"splogger".as_slice(), Vec::as_slice);
     let facility = args.list().get(1).map_or(MAIL, |text| decimal::prefix(text).unwrap_or(0)) & 0x7f;
+    Jail::of(&programs::SPLOGGER).close()?;
     let mut syslog = Syslog { tag: tag.to_vec(), facility, connection: None };
     let mut input = Reader::new(fd::IN);
     let mut line = Current::default();

@@ -4,9 +4,10 @@
 //! fd 0       requests "foop/N\0" or "todo/N\0"
 //! fd 1       one byte a request: + done, ! try later, x refused
 //! exit       0 no more requests, 100 nobody reads the answers, 111 temporary trouble
-//! touches    unlink in intd mess todo pid; no network, no exec, no create
+//! jail       unlink in intd mess todo pid; no network, no exec, no create
 #![forbid(unsafe_code)]
 
+use jail::{Jail, programs};
 use nix::errno::Errno;
 use nix::fcntl::AT_FDCWD;
 use nix::unistd::{UnlinkatFlags, unlinkat};
@@ -40,6 +41,7 @@ fn clean(args: program::Args) -> Result<(), Trouble> {
     let home = Home::find()?;
     let directory = home.path("queue");
     nix::unistd::chdir(fd::path(&directory)).map_err(|e| Trouble::unable("switch to", &directory, e))?;
+    Jail::of(&programs::QMAIL_CLEAN).home(&home).close()?;
     let clock = Clock::start();
     let mut requests = Reader::new(fd::IN);
     let mut until_sweep = 0;

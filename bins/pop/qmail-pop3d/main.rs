@@ -4,7 +4,8 @@
 //! argument   maildir, relative to the working directory (the user's home)
 //! fd 0, 1    the client
 //! exit       0; 1 when invoked as uid 0
-//! touches    maildir/{tmp,new,cur}, maildir/maildirsize (appends), maildir/dovecot-uidlist (reads)
+//! jail       maildir/{tmp,new,cur}, maildir/maildirsize (appends), maildir/dovecot-uidlist (reads); no
+//!            other file, no new connection, no exec
 //!
 //! What is in the Maildir at login is what the session sees. Nothing is changed before QUIT. There are
 //! no locks: a file another program has moved is found again by the part of its name that never changes.
@@ -16,6 +17,7 @@ mod maildrop;
 mod session;
 
 use connection::Answers;
+use jail::{Jail, programs};
 use maildrop::Maildrop;
 use nix::errno::Errno;
 use nix::unistd::Uid;
@@ -44,6 +46,10 @@ fn serve(args: &Args, answers: &mut Answers) -> Result<(), Errno> {
             return answers.err("[SYS/PERM] this user has no $HOME/Maildir");
         }
         Some(Err(_)) => return answers.err("[SYS/TEMP] unable to open $HOME/Maildir"),
+    }
+    if let Err(trouble) = Jail::of(&programs::QMAIL_POP3D).close() {
+        let _ = fd::write_all(fd::ERR, &[b"qmail-pop3d: fatal: ", trouble.text().as_slice(), b"\n"].concat());
+        return answers.err("[SYS/TEMP] unable to open $HOME/Maildir");
     }
     let now = date::now();
     maildrop::clean_tmp(now);

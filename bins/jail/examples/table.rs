@@ -1,0 +1,103 @@
+//! table - the tables of doc/security.md, from the manifest (`scripts/security-tables` puts them there)
+#![forbid(unsafe_code)]
+
+use jail::calls::Group;
+use jail::profile::{Exec, Lock, Network, Place, Profile, WORDS, Where};
+use jail::programs;
+use qmail::fd;
+use std::fmt::Write;
+
+fn main() {
+    let mut out = String::new();
+    let _ = tables(&mut out);
+    let _ = fd::write_all(fd::OUT, out.as_bytes());
+}
+
+fn tables(out: &mut String) -> std::fmt::Result {
+    writeln!(out, "| program | uid | files | network | exec | jail |\n|---|---|---|---|---|---|")?;
+    for profile in programs::ALL {
+        writeln!(
+            out,
+            "| `{}`{} | {} | {} | {} | {} | {} |",
+            profile.name,
+            if profile.part.is_empty() { String::new() } else { format!(" {}", profile.part) },
+            profile.uid,
+            files(profile),
+            network(profile),
+            exec(profile),
+            lock(profile)
+        )?;
+    }
+    writeln!(out, "\n| group | system calls |\n|---|---|")?;
+    for group in groups() {
+        let calls: Vec<String> = group
+            .calls
+            .iter()
+            .map(|call| {
+                let name = call.name.trim_start_matches("SYS_");
+                call.only.map_or(name.to_string(), |only| format!("{name} ({})", only.say))
+            })
+            .collect();
+        writeln!(out, "| {} | {} |", group.name, calls.join(", "))?;
+    }
+    Ok(())
+}
+
+fn files(profile: &Profile) -> String {
+    match profile.lock {
+        Lock::Limits => "its user's".to_string(),
+        Lock::Jail(_) if profile.stays => "none; what was open before stays so".to_string(),
+        Lock::Jail(_) if profile.files.is_empty() => "none".to_string(),
+        Lock::Jail(_) => profile.files.iter().map(place).collect::<Vec<_>>().join("; "),
+    }
+}
+
+fn place(place: &Place) -> String {
+    let name = match place.at {
+        Where::Home(name) | Where::Path(name) => format!("`{name}`"),
+        Where::Given(name) => name.to_string(),
+    };
+    let may: Vec<&str> =
+        WORDS.iter().filter(|(bit, _)| place.may & bit != 0).map(|(_, word)| *word).collect();
+    format!("{name} {}", may.join(" "))
+}
+
+fn network(profile: &Profile) -> String {
+    match profile.network {
+        Network::None => "none".to_string(),
+        Network::Local(what) | Network::Ports(what) | Network::Any(what) => what.to_string(),
+    }
+}
+
+fn exec(profile: &Profile) -> String {
+    match profile.exec {
+        Exec::Nothing => "nothing".to_string(),
+        Exec::Ours(what) => format!("{what}, under this jail"),
+        Exec::Anything(what) => what.to_string(),
+    }
+}
+
+fn lock(profile: &Profile) -> String {
+    match profile.lock {
+        Lock::Limits => "rlimits".to_string(),
+        Lock::Jail([]) => "rlimits, Landlock".to_string(),
+        Lock::Jail(groups) => {
+            let names: Vec<&str> = groups.iter().map(|group| group.name).collect();
+            format!("rlimits, Landlock, seccomp: {}", names.join(" "))
+        }
+    }
+}
+
+/// Those that a program uses, in order of first use.
+fn groups() -> Vec<&'static Group> {
+    let mut found: Vec<&'static Group> = Vec::new();
+    for profile in programs::ALL {
+        let Lock::Jail(groups) = profile.lock else { continue };
+        for group in groups {
+            if !found.iter().any(|g| g.name == group.name) {
+                found.push(group);
+            }
+        }
+    }
+    found
+}

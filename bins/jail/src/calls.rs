@@ -1,0 +1,245 @@
+//! calls - groups of system calls, as programs need them
+//!
+//! Lists hold what musl, glibc and std make of the functions we use, on every architecture; a call that an
+//! architecture does not have is left out there. None has execve, fork, clone, ptrace, kill, mount,
+//! ioctl (but for the few named), or memory that is writable first and executed later - except where a
+//! program starts one of ours (`START`) or loads libraries (`LIBRARIES`).
+#![forbid(unsafe_code)]
+
+/// A system call.
+#[derive(Debug, Clone, Copy)]
+pub struct Call {
+    /// As `SYS_read`.
+    pub name: &'static str,
+    pub number: i64,
+    /// Only with one of these values for an argument.
+    pub only: Option<Only>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Only {
+    /// Counted from 0.
+    pub argument: u8,
+    /// Bits that are looked at.
+    pub mask: u32,
+    pub values: &'static [u32],
+    /// The same in words.
+    pub say: &'static str,
+}
+
+/// Calls that go together.
+#[derive(Debug)]
+pub struct Group {
+    pub name: &'static str,
+    pub calls: &'static [Call],
+}
+
+macro_rules! calls {
+    ($($(#[$there:meta])* $call:ident $(($only:expr))?),* $(,)?) => {
+        &[$($(#[$there])* Call {
+            name: stringify!($call),
+            number: libc::$call,
+            only: calls!(@only $($only)?),
+        }),*]
+    };
+    (@only) => { None };
+    (@only $only:expr) => { Some($only) };
+}
+
+const ALL: u32 = 0xffff_ffff;
+
+const NOT_EXECUTABLE: Only =
+    Only { argument: 2, mask: libc::PROT_EXEC as u32, values: &[0], say: "never executable" };
+
+/// Every program: its memory, its descriptors, clocks, signals to itself, its end.
+pub static RUN: Group = Group {
+    name: "run",
+    calls: calls![
+        SYS_read,
+        SYS_readv,
+        SYS_write,
+        SYS_writev,
+        SYS_close,
+        SYS_lseek,
+        SYS_fstat,
+        SYS_fcntl,
+        #[cfg(target_arch = "x86_64")]
+        SYS_poll,
+        SYS_ppoll,
+        SYS_brk,
+        SYS_mmap(NOT_EXECUTABLE),
+        SYS_mprotect(NOT_EXECUTABLE),
+        SYS_mremap,
+        SYS_munmap,
+        SYS_madvise,
+        SYS_futex,
+        SYS_getrandom,
+        SYS_clock_gettime,
+        SYS_gettimeofday,
+        SYS_clock_nanosleep,
+        SYS_nanosleep,
+        SYS_restart_syscall,
+        SYS_rt_sigaction,
+        SYS_rt_sigprocmask,
+        SYS_rt_sigreturn,
+        SYS_sigaltstack,
+        SYS_getpid,
+        SYS_gettid,
+        SYS_getuid,
+        SYS_geteuid,
+        SYS_exit,
+        SYS_exit_group,
+    ],
+};
+
+/// Opening, listing and looking at files, where Landlock allows it.
+pub static FILES: Group = Group {
+    name: "files",
+    calls: calls![
+        #[cfg(target_arch = "x86_64")]
+        SYS_open,
+        SYS_openat,
+        SYS_getdents64,
+        SYS_pread64,
+        #[cfg(target_arch = "x86_64")]
+        SYS_stat,
+        #[cfg(target_arch = "x86_64")]
+        SYS_lstat,
+        SYS_newfstatat,
+        SYS_statx,
+    ],
+};
+
+/// Removing names.
+pub static UNLINK: Group = Group {
+    name: "unlink",
+    calls: calls![
+        #[cfg(target_arch = "x86_64")]
+        SYS_unlink,
+        SYS_unlinkat,
+    ],
+};
+
+/// Renaming within what Landlock allows.
+pub static RENAME: Group = Group {
+    name: "rename",
+    calls: calls![
+        #[cfg(target_arch = "x86_64")]
+        SYS_rename,
+        #[cfg(not(target_arch = "riscv64"))]
+        SYS_renameat,
+        SYS_renameat2,
+    ],
+};
+
+/// A second name for a file.
+pub static LINK: Group = Group {
+    name: "link",
+    calls: calls![
+        #[cfg(target_arch = "x86_64")]
+        SYS_link,
+        SYS_linkat,
+    ],
+};
+
+/// Making files and names durable.
+pub static SYNC: Group =
+    Group { name: "sync", calls: calls![SYS_fsync, SYS_fdatasync, SYS_syncfs, SYS_sync_file_range] };
+
+/// Writing at a place of a file.
+pub static PATCH: Group = Group { name: "patch", calls: calls![SYS_pwrite64] };
+
+/// Locking whole files.
+pub static LOCK: Group = Group { name: "lock", calls: calls![SYS_flock] };
+
+/// Clocks that strike.
+pub static ALARM: Group = Group {
+    name: "alarm",
+    calls: calls![
+        #[cfg(target_arch = "x86_64")]
+        SYS_alarm,
+        SYS_setitimer,
+    ],
+};
+
+/// Talking over sockets that are open.
+pub static TALK: Group = Group {
+    name: "talk",
+    calls: calls![
+        SYS_sendto,
+        SYS_sendmsg,
+        SYS_recvfrom,
+        SYS_recvmsg,
+        SYS_getsockopt,
+        SYS_setsockopt,
+        SYS_getsockname,
+        SYS_getpeername,
+        SYS_shutdown,
+    ],
+};
+
+/// Is it a terminal?
+pub static TERMINAL: Group = Group {
+    name: "terminal",
+    calls: calls![SYS_ioctl(Only {
+        argument: 1,
+        mask: ALL,
+        values: &[libc::TIOCGWINSZ as u32, libc::TCGETS as u32],
+        say: "TIOCGWINSZ, TCGETS",
+    })],
+};
+
+/// New sockets of the local machine.
+pub static UNIX: Group = Group {
+    name: "unix",
+    calls: calls![
+        SYS_socket(Only { argument: 0, mask: ALL, values: &[libc::AF_UNIX as u32], say: "AF_UNIX" }),
+        SYS_connect,
+    ],
+};
+
+/// What addresses has this machine?
+pub static ADDRESSES: Group = Group {
+    name: "addresses",
+    calls: calls![SYS_socket(Only {
+        argument: 0,
+        mask: ALL,
+        values: &[libc::AF_NETLINK as u32],
+        say: "AF_NETLINK",
+    })],
+};
+
+/// New connections to other machines.
+pub static INTERNET: Group = Group {
+    name: "internet",
+    calls: calls![
+        SYS_socket(Only {
+            argument: 0,
+            mask: ALL,
+            values: &[libc::AF_INET as u32, libc::AF_INET6 as u32],
+            say: "AF_INET, AF_INET6",
+        }),
+        SYS_connect,
+        SYS_bind,
+        SYS_ioctl(Only { argument: 1, mask: ALL, values: &[libc::FIONBIO as u32], say: "FIONBIO" }),
+    ],
+};
+
+/// Closing a second jail inside the first.
+pub static NARROW: Group = Group {
+    name: "narrow",
+    calls: calls![
+        SYS_prctl(Only {
+            argument: 0,
+            mask: ALL,
+            values: &[libc::PR_SET_NO_NEW_PRIVS as u32, libc::PR_GET_SECCOMP as u32],
+            say: "PR_SET_NO_NEW_PRIVS, PR_GET_SECCOMP",
+        }),
+        SYS_seccomp,
+        SYS_prlimit64,
+        #[cfg(target_arch = "x86_64")]
+        SYS_getrlimit,
+        #[cfg(target_arch = "x86_64")]
+        SYS_setrlimit,
+    ],
+};
