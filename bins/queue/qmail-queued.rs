@@ -8,7 +8,8 @@
 //!
 //! Who hands in a message is what the kernel says (SO_PEERCRED): effective uid and pid. A child works on
 //! the caller's descriptors and never changes their flags. It gives up when the caller hangs up before
-//! the message is visible; the parent ends it at its deadline.
+//! the message is visible; the parent ends it at its deadline. Children are shared out: a part is kept for
+//! the accounts of the home, of the rest each person has a part, and the last are for those who have few.
 #![forbid(unsafe_code)]
 
 use nix::errno::Errno;
@@ -37,8 +38,22 @@ const CHILDREN_MAX: usize = 240;
 /// Of these, kept for the accounts of the home (smtpd, bounces, aliases): a flood by users leaves them free.
 const RESERVED: usize = 80;
 
-/// Children at one time for one uid that is not the home's.
-const PER_UID_MAX: usize = 40;
+/// What is left for everybody else.
+const STRANGERS_MAX: usize = CHILDREN_MAX - RESERVED;
+
+/// Children at one time for one person that is not the home's.
+const PER_PERSON_MAX: usize = 40;
+
+/// The last children of the strangers are for people who have fewer than this many: who sends one message
+/// gets in beside a few who send as many as they can.
+const FEW: usize = 4;
+
+/// So many are kept for them.
+const FEW_SHARE: usize = 40;
+
+/// From here on a uid is not a person: people own blocks of so many subordinate ids (subuid(5)), and each is
+/// theirs to use for the asking. A block counts as one person.
+const BLOCK: u32 = 65_536;
 
 /// A caller that connected must hand over its descriptors within this time.
 const REQUEST_SECONDS: u64 = 60;
@@ -46,8 +61,13 @@ const REQUEST_SECONDS: u64 = 60;
 /// A caller that sends not one byte for so long is given up.
 const STALL_SECONDS: u64 = 1200;
 
-/// The watchdog strikes a little later than the wait it watches.
+/// The watchdog strikes a little later than the wait it watches: by a signal that kills, also out of a read
+/// from a file system that does not answer.
 const WATCHDOG_SECONDS: u32 = STALL_SECONDS as u32 + 30;
+
+/// A read that blocks although there was something to read (another reader took it) is interrupted so often,
+/// to see whether the caller is still there.
+const LOOK_EVERY: Duration = Duration::from_secs(15);
 
 /// The parent ends a child at this age, should even its watchdog not have (a minute after its lifetime).
 const CHILD_SECONDS: u64 = accept::LIFETIME_SECONDS + 60;
@@ -202,14 +222,15 @@ impl Server {
         }
     }
 
-    /// The home's accounts may fill everything; all others share the rest, each uid a part of it.
+    /// The home's accounts may fill everything; all others share the rest, each person a part of it.
     fn has_room_for(&self, uid: Uid) -> bool {
         if is_account(self.home.ids(), uid) {
             return true;
         }
-        let strangers = self.children.iter().filter(|child| !is_account(self.home.ids(), child.uid)).count();
-        let own = self.children.iter().filter(|child| child.uid == uid).count();
-        own < PER_UID_MAX && strangers < CHILDREN_MAX - RESERVED
+        let strangers = || self.children.iter().filter(|child| !is_account(self.home.ids(), child.uid));
+        let own = strangers().filter(|child| person(child.uid) == person(uid)).count();
+        let share = if own < FEW { STRANGERS_MAX } else { STRANGERS_MAX - FEW_SHARE };
+        own < PER_PERSON_MAX && strangers().count() < share
     }
 }
 
@@ -218,10 +239,18 @@ fn take_message(home: &Home, origin: Origin, connection: &OwnedFd) -> i32 {
     use Signal::*;
     signal::ignore(&[SIGPIPE, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGXCPU, SIGXFSZ]);
     signal::exit_on(&[SIGILL, SIGABRT, SIGFPE, SIGBUS, SIGSEGV, SIGSYS], code::BUG);
-    signal::exit_on_alarm(code::TIMEOUT);
+    signal::die_of(&[SIGALRM]);
+    if let Err(errno) = signal::interrupt_every(LOOK_EVERY) {
+        complain("start a timer", errno);
+        door::send_answer(connection, code::MEMORY, b"");
+        return code::MEMORY;
+    }
     signal::unblock();
     let taken = door::receive_request(connection, Deadline::seconds(REQUEST_SECONDS));
     let number = match taken {
+        Ok((message, envelope)) if !door::is_readable(&message) || !door::is_readable(&envelope) => {
+            code::READ
+        }
         Ok((message, envelope)) => {
             let watch = fd::Standard(connection.as_raw_fd());
             let mut source = Source {
@@ -240,7 +269,13 @@ fn take_message(home: &Home, origin: Origin, connection: &OwnedFd) -> i32 {
 }
 
 fn is_account(ids: &Ids, uid: Uid) -> bool {
-    ROLES.iter().any(|role| *role != "root" && ids.role(role).is_some_and(|account| account.uid == uid))
+    ROLES.iter().any(|role| ids.role(role).is_some_and(|account| account.uid == uid))
+}
+
+/// Whom a limit counts: a uid, or the block it lies in.
+fn person(uid: Uid) -> (u32, u32) {
+    let uid = uid.as_raw();
+    if uid < BLOCK { (0, uid) } else { (uid / BLOCK, 0) }
 }
 
 fn complain(action: &str, errno: Errno) {

@@ -13,6 +13,10 @@ use std::time::{Duration, Instant};
 /// One read or write moves at most this much; also the size of a reader's buffer.
 const CHUNK: usize = 8192;
 
+/// Before a descriptor is asked again that was called ready and then had nothing: another reader was
+/// faster, or it is a file whose server lies, and would keep the processor busy.
+const AGAIN: Duration = Duration::from_millis(20);
+
 /// A point in time after which waiting ends; `never` waits for ever.
 #[derive(Debug, Clone, Copy)]
 pub struct Deadline(Option<Instant>);
@@ -199,12 +203,16 @@ impl<F: AsFd> Reader<F> {
     }
 
     fn read_behind(&mut self, old: usize, deadline: Deadline) -> Result<usize, Errno> {
-        if let Some(watch) = self.watch {
+        let Some(room) = self.buffer.get_mut(old..) else { return Ok(0) };
+        let Some(watch) = self.watch else { return read(&self.fd, room, deadline) };
+        loop {
             wait_watching(&self.fd, watch, deadline)?;
-        }
-        match self.buffer.get_mut(old..) {
-            Some(room) => read(&self.fd, room, deadline),
-            None => Ok(0),
+            match nix::unistd::read(&self.fd, room) {
+                // Back to where the peer is seen to leave.
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => std::thread::sleep(AGAIN),
+                result => return result,
+            }
         }
     }
 

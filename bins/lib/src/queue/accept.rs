@@ -56,8 +56,8 @@ pub struct Origin {
 pub struct Source<M, E> {
     pub message: Reader<M>,
     pub envelope: Reader<E>,
-    /// Seconds without a byte after which a watchdog ends this process with exit 52, even out of a
-    /// read that blocks although poll promised data; None where only the lifetime counts.
+    /// Seconds without a byte after which SIGALRM ends this process, even out of a read that never returns;
+    /// None where only the lifetime counts.
     pub stall: Option<u32>,
 }
 

@@ -12,8 +12,8 @@ use crate::timed::{self, Deadline};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, connect,
-    recvmsg, sendmsg, socket,
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr,
+    connect, recvmsg, sendmsg, shutdown, socket,
 };
 use nix::sys::stat::Mode;
 use std::io::{IoSlice, IoSliceMut};
@@ -95,13 +95,17 @@ fn connect_with(home: &Home, flags: SockFlag) -> Result<OwnedFd, Errno> {
 }
 
 /// Hands over the two descriptors. Failure is not told here: a server that refused before it was asked
-/// has left its answer to be read, and one that is gone leaves none.
+/// has left its answer to be read, one that is gone leaves none, and one that waits for what could not be
+/// sent is told that nothing comes.
 pub fn send_request(connection: &OwnedFd, message: &impl AsFd, envelope: &impl AsFd) {
     let pass: [RawFd; 2] = [message.as_fd().as_raw_fd(), envelope.as_fd().as_raw_fd()];
     let hello = [HELLO];
     let data = [IoSlice::new(&hello)];
     let control = [ControlMessage::ScmRights(&pass)];
-    let _ = sendmsg::<()>(connection.as_raw_fd(), &data, &control, MsgFlags::MSG_NOSIGNAL, None);
+    let sent = sendmsg::<()>(connection.as_raw_fd(), &data, &control, MsgFlags::MSG_NOSIGNAL, None);
+    if sent.is_err() {
+        let _ = shutdown(connection.as_raw_fd(), Shutdown::Write);
+    }
 }
 
 /// Takes the two descriptors; EPROTO when the request is anything else.
@@ -125,6 +129,13 @@ pub fn receive_request(connection: &impl AsFd, deadline: Deadline) -> Result<(Ow
         (Ok([message, envelope]), [HELLO, _]) if whole => Ok((message, envelope)),
         _ => Err(Errno::EPROTO),
     }
+}
+
+/// Whether a descriptor was opened for reading. One that was not would never be ready, and be waited for.
+pub fn is_readable(passed: &impl AsFd) -> bool {
+    nix::fcntl::fcntl(passed, nix::fcntl::FcntlArg::F_GETFL).is_ok_and(|flags| {
+        flags & OFlag::O_PATH.bits() == 0 && flags & OFlag::O_ACCMODE.bits() != OFlag::O_WRONLY.bits()
+    })
 }
 
 /// The server's last word. Never waits: the answer fits the socket's buffer, or nobody reads it.

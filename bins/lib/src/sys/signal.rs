@@ -68,6 +68,28 @@ pub fn exit_on_alarm(code: i32) {
     install(Signal::SIGALRM, SigHandler::Handler(leave_on_alarm));
 }
 
+/// From now on a signal comes every so often and does nothing but interrupt a call that blocks (EINTR), so
+/// that its caller looks at deadlines and peers again. For life; a child does not inherit it.
+pub fn interrupt_every(period: std::time::Duration) -> Result<(), Errno> {
+    use nix::sys::signal::{SigEvent, SigevNotify};
+    use nix::sys::timer::{Expiration, Timer, TimerSetTimeFlags};
+    let signal = Signal::SIGUSR1;
+    install(signal, SigHandler::Handler(note));
+    let event = SigEvent::new(SigevNotify::SigevSignal { signal, si_value: 0 });
+    let mut timer = Timer::new(nix::time::ClockId::CLOCK_MONOTONIC, event)?;
+    timer.set(Expiration::Interval(period.into()), TimerSetTimeFlags::empty())?;
+    std::mem::forget(timer); // its end would stop it
+    Ok(())
+}
+
+/// Gives signals their default action, which for most is to end the process: one that cannot be caught in a
+/// call that nothing but death interrupts.
+pub fn die_of(signals: &[Signal]) {
+    for signal in signals {
+        install(*signal, SigHandler::SigDfl);
+    }
+}
+
 pub fn ignore(signals: &[Signal]) {
     for signal in signals {
         install(*signal, SigHandler::SigIgn);
