@@ -126,11 +126,30 @@ def start(home, env=None):
     return home.start(env=env)
 
 
-def start(home, env=None):
-    """Starts the system with an empty log, so that its first line is this start's."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(home.logfile)
-    return home.start(env=env)
+@contextlib.contextmanager
+def started_without(home, *paths):
+    """qmail-start has seen that everything is there, and qmail-send finds that these are away."""
+    place = os.path.join(home.base, "held")
+    os.makedirs(place, exist_ok=True)
+    held, go = os.path.join(place, "held"), os.path.join(place, "go")
+    with open(os.path.join(place, "qmail-send"), "w") as f:
+        f.write(f"#!/bin/sh\n: >{held}\nuntil [ -e {go} ]; do sleep 0.01; done\nexec {home.file('bin/qmail-send')}\n")
+    os.chmod(f.name, 0o755)
+    for path in (place, f.name):
+        _own(path)
+    for path in (held, go):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+    daemon = harness.Daemon([home.file("bin/qmail-start"), "./Maildir/"], {**home.env, "PATH": f"{place}:{home.env['PATH']}"}, "/",
+                    logfile=home.logfile)
+    try:
+        wait_for(lambda: os.path.exists(held) or daemon.process.poll() is not None, "qmail-send to be started")
+        with missing(*paths):
+            with open(go, "w"):
+                pass
+            yield daemon
+    finally:
+        daemon.stop(signal.SIGKILL)  # where it waits for a directory it hears nothing else
 
 
 def wait_arrival(home, name, where=None):

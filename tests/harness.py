@@ -4,6 +4,7 @@ QMAIL_BIN names the directory of the programs under test (default: target/bin of
 """
 
 import fcntl
+import functools
 import os
 import pwd
 import re
@@ -177,6 +178,11 @@ def owner():
     return p.pw_name, p.pw_uid, p.pw_gid
 
 
+def as_owner():
+    """Options by which tcpserver becomes the owner of homes: root runs no program out of that one's hands."""
+    return ["-u", str(owner()[1]), "-g", str(owner()[2])] if os.geteuid() == 0 else []
+
+
 def scratch():
     """A temporary directory that the owner of homes can reach and write."""
     path = tempfile.mkdtemp(prefix="qmail-test-")
@@ -241,6 +247,20 @@ class Daemon:
         self.stop()
 
 
+@functools.cache
+def linkable():
+    """Whether the owner of homes may trust the programs under test where they are (a checkout of somebody
+    else's, tested with sudo, it may not): else homes get copies."""
+    path = os.path.realpath(program("qmail-send"))
+    while True:
+        s = os.stat(path)
+        if s.st_uid not in (0, owner()[1]) or s.st_mode & 0o022 and not s.st_mode & 0o1000 and s.st_gid != owner()[2]:
+            return False
+        if path == "/":
+            return True
+        path = os.path.dirname(path)
+
+
 class Home:
     """An own home in a temporary directory, removed at the end. As a context manager it is stopped first."""
 
@@ -250,7 +270,9 @@ class Home:
         self.path = os.path.join(self.base, "home")
         self.daemon = None
         self.me = me
-        argv = [os.path.join(ROOT, "scripts", "mkhome"), self.path, "--me", me, "--bin", BIN, "--link"]
+        argv = [os.path.join(ROOT, "scripts", "mkhome"), self.path, "--me", me, "--bin", BIN]
+        if linkable():
+            argv.append("--link")
         if os.geteuid() == 0:
             argv += ["--owner", owner()[0]]
         for name, password in self.users.items():

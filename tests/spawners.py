@@ -32,7 +32,7 @@ class Fakes:
 
     def __init__(self):
         self.path = tempfile.mkdtemp(prefix="qmail-fakes-")
-        os.chmod(self.path, 0o777)
+        os.chmod(self.path, 0o1777)  # all may write; nobody can put another program in the place of ours
 
     def script(self, name, text):
         path = os.path.join(self.path, name)
@@ -73,16 +73,25 @@ class SystemHome:
         self.base = tempfile.mkdtemp(prefix="qmail-system-")
         os.chmod(self.base, 0o755)
         self.path = os.path.join(self.base, "home")
-        for d in ("", "bin", "control", "users", "run", "queue", "queue/mess", "queue/lock"):
-            os.makedirs(os.path.join(self.path, d), exist_ok=True)
-            os.chmod(os.path.join(self.path, d), 0o755)
+        for d in ("", "bin", "control", "users", "queue"):
+            os.mkdir(os.path.join(self.path, d), 0o755)
+        for role, names in (("qmailq", "run queue/mess queue/todo queue/intd queue/pid queue/lock"),
+                            ("qmails", "queue/info queue/local queue/remote queue/bounce")):
+            for d in names.split():
+                self.owned(os.mkdir, d, role, 0o755)
         for n in range(23):
-            os.mkdir(os.path.join(self.path, "queue/mess", str(n)))
-        for d in ["queue/mess", "run"] + [f"queue/mess/{n}" for n in range(23)]:
-            os.chown(os.path.join(self.path, d), *self.IDS["qmailq"])
+            self.owned(os.mkdir, f"queue/mess/{n}", "qmailq", 0o755)
+        self.owned(os.mknod, "queue/lock/sendmutex", "qmails", 0o600)
+        self.owned(os.mknod, "queue/lock/tcpto", "qmailr", 0o644)
+        self.owned(os.mkfifo, "queue/lock/trigger", "qmails", 0o622)
         with open(os.path.join(self.path, "users/ids"), "w") as f:
             f.write("".join(f"{name}:{uid}:{gid}\n" for name, (uid, gid) in self.IDS.items()))
         self.env = {"QMAIL_HOME": self.path, "PATH": f"{self.path}/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
+
+    def owned(self, make, name, role, mode):
+        make(self.file(name))
+        os.chown(self.file(name), *self.IDS[role])
+        os.chmod(self.file(name), mode)
 
     def file(self, *names):
         return os.path.join(self.path, *names)

@@ -40,7 +40,7 @@ class Clients(unittest.TestCase):
         self.launch(self.smtp, "qmail-smtpd")
 
     def launch(self, port, *program):
-        server = Daemon(["tcpserver", "-v", "-H", "-R", "-l", "test.example", "127.0.0.1", str(port), *program],
+        server = Daemon(["tcpserver", *harness.as_owner(), "-v", "-H", "-R", "-l", "test.example", "127.0.0.1", str(port), *program],
                         env=self.home.env)
         self.addCleanup(server.stop)
         server.wait_log("status: 0/")

@@ -279,7 +279,7 @@ class Mailboxes(Case):
         disk.fill()
         disk.take_inodes()
         port = free_port()
-        with Daemon(["tcpserver", "-v", "-H", "-R", "-l", "0", "127.0.0.1", str(port), "qmail-popup", "h", "checkpassword-file",
+        with Daemon(["tcpserver", *harness.as_owner(), "-v", "-H", "-R", "-l", "0", "127.0.0.1", str(port), "qmail-popup", "h", "checkpassword-file",
                      self.home.file("users/passwd"), "qmail-pop3d", "Maildir"], self.home.env) as server:
             server.wait_log("status: 0/")
             client = poplib.POP3("127.0.0.1", port, timeout=harness.TIMEOUT)

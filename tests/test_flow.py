@@ -22,7 +22,7 @@ class Flow(unittest.TestCase):
         cls.home.control("rcpthosts", "test.example\n.wild.example\nvirtual.example\n")
         cls.home.start()
         cls.port = free_port()
-        cls.smtpd = Daemon(["tcpserver", "-v", "-H", "-R", "-l", "test.example", "127.0.0.1", str(cls.port), "qmail-smtpd"],
+        cls.smtpd = Daemon(["tcpserver", *harness.as_owner(), "-v", "-H", "-R", "-l", "test.example", "127.0.0.1", str(cls.port), "qmail-smtpd"],
                            env=cls.home.env)
         cls.addClassCleanup(cls.smtpd.stop)
         cls.smtpd.wait_log("status: 0/")
@@ -202,7 +202,7 @@ class ByPop(unittest.TestCase):
         with Home() as home:
             home.start()
             port = free_port()
-            argv = ["tcpserver", "-v", "-H", "-R", "-l", "0", "127.0.0.1", str(port), "qmail-popup", "test.example",
+            argv = ["tcpserver", *harness.as_owner(), "-v", "-H", "-R", "-l", "0", "127.0.0.1", str(port), "qmail-popup", "test.example",
                     "checkpassword-file", home.file("users/passwd"), "qmail-pop3d", "Maildir"]
             with Daemon(argv, env=home.env) as server:
                 server.wait_log("status: 0/")

@@ -30,7 +30,7 @@ class Kill(unittest.TestCase):
         self.addCleanup(self.home.__exit__)
         self.home.dotqmail(".qmail-copy", "&ann@test.example\n./Maildir/\n")
         self.port = free_port()
-        argv = ["tcpserver", "-H", "-R", "-l", "test.example", "127.0.0.1", str(self.port), "qmail-smtpd"]
+        argv = ["tcpserver", *harness.as_owner(), "-H", "-R", "-l", "test.example", "127.0.0.1", str(self.port), "qmail-smtpd"]
         self.server = Daemon(argv, env=self.home.env)
         self.addCleanup(self.server.stop)
         self.accepted, self.stop_writing, self.lock = set(), threading.Event(), threading.Lock()

@@ -52,7 +52,7 @@ class Load(unittest.TestCase):
             home.control("concurrencylocal", "20\n")
             home.start()
             port = free_port()
-            argv = ["tcpserver", "-H", "-R", "-l", "test.example", "-c", "50", "127.0.0.1", str(port), "qmail-smtpd"]
+            argv = ["tcpserver", *harness.as_owner(), "-H", "-R", "-l", "test.example", "-c", "50", "127.0.0.1", str(port), "qmail-smtpd"]
             with Daemon(argv, env=home.env) as server:
                 wait_for(lambda: self.listens(port), "tcpserver")
                 peaks, done = {}, threading.Event()

@@ -267,7 +267,7 @@ class InASystemHome(unittest.TestCase):
         os.chmod(self.home.file("users"), 0o777)
         result = harness.run(["qmail-lspawn", "./Mailbox"], env=self.home.env)
         self.assertEqual((result.code, result.out), (111, b""))
-        self.assertIn(b"/users: root must own it", result.err)
+        self.assertIn(b"/users: everybody can write it: run scripts/mkhome --system ", result.err)
 
 
 if __name__ == "__main__":

@@ -289,7 +289,7 @@ sys.stdin.read()
         os.rename(self.home.file("run"), self.home.file("away"))
         result = self.home.run(["qmail-queued"])
         self.assertEqual(result.code, 111)
-        self.assertIn(b"qmail-queued: fatal: unable to open run/queue.lock: file does not exist", result.err)
+        self.assertIn(b"qmail-queued: fatal: refusing %s: file does not exist: run " % self.home.file("run").encode(), result.err)
 
     def test_a_home_with_a_very_long_name_is_reached(self):
         # Longer than a socket's address can hold: see door.rs.

@@ -237,9 +237,9 @@ class Made(unittest.TestCase):
                 made()
 
     def test_root_starts_nothing_in_a_home_that_others_can_write(self):
-        for damage, undo, reason in (("chmod 777 control", "chmod 755 control", f"refusing {HOME}/control: root must own it"),
-                                     ("chown qmaild users", "chown root users", f"refusing {HOME}/users: root must own it"),
-                                     ("chown qmails queue/mess", "chown qmailq queue/mess", "queue/mess does not belong to the qmailq")):
+        for damage, undo, reason in (("chmod 777 control", "chmod 755 control", f"refusing {HOME}/control: everybody can write it: run "),
+                                     ("chown qmaild users", "chown root users", f"refusing {HOME}/users: uid {uid('qmaild')} owns it and root should: run "),
+                                     ("chown qmails queue/mess", "chown qmailq queue/mess", "queue/mess: qmails owns it and qmailq should: run ")):
             with self.subTest(damage):
                 sh(damage, cwd=HOME)
                 done = subprocess.run([HOME + "/bin/qmail-start"], env=ENV, capture_output=True, text=True, timeout=harness.TIMEOUT)

@@ -3,7 +3,7 @@
 //! called by  qmail-start, or a service of its own     runs as  qmailq
 //! socket     run/queue: a byte and two descriptors in (message, envelope), a code and a text out
 //! fd 2       troubles, a line each
-//! exit       0 after TERM, 111 cannot start
+//! exit       0 after TERM, 111 cannot start, or a stranger could spoil the queue
 //! touches    run/queue, run/queue.lock; a forked child for each message writes queue/ as qmail-queue does
 //!
 //! Who hands in a message is what the kernel says (SO_PEERCRED): effective uid and pid. A child works on
@@ -25,6 +25,7 @@ use qmail::exits::queue as code;
 use qmail::home::{Home, Ids, ROLES};
 use qmail::queue::accept::{self, Origin, Source};
 use qmail::queue::door;
+use qmail::setup;
 use qmail::sys::{process, signal};
 use qmail::timed::{Deadline, Reader};
 use qmail::trouble::{Trouble, wording};
@@ -97,6 +98,7 @@ fn serve(args: program::Args) -> Result<(), Trouble> {
     args.none()?;
     let home = Home::find()?;
     home.enter()?;
+    setup::require(&home, &[setup::place(&home), setup::queue(&home)].concat())?;
     nix::sys::stat::umask(Mode::from_bits_truncate(0o033));
     let lock = take_lock()?;
     let listener = open_socket()?;

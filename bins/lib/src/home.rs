@@ -8,6 +8,7 @@
 
 use crate::control::Control;
 use crate::trouble::Trouble;
+use crate::trust::{Judge, Kind, Thing};
 use crate::{decimal, environ, fd, sys};
 use nix::errno::Errno;
 use nix::sys::stat::{FileStat, stat};
@@ -101,12 +102,15 @@ impl Home {
         }
         if as_root {
             for name in TRUSTED {
-                trust(&join(&path, name))?;
+                trust(&path, &join(&path, name))?;
             }
         }
         let ids = read_ids(&path)?;
         if as_root && ids.is_own() {
-            return Err(contradiction(&path, "users/ids names an owner, but root owns the home"));
+            return Err(contradiction(
+                &path,
+                "users/ids names an owner, but root owns the home: chown it to that owner, or correct users/ids",
+            ));
         }
         let found = Home { path, ids };
         found.check_queue()?;
@@ -123,11 +127,14 @@ impl Home {
         let Ids::Own(owner) = &ids else {
             return Err(contradiction(
                 &path,
-                "users/ids names a system's accounts, but root does not own the home",
+                "users/ids names a system's accounts, but root does not own the home: chown it to root",
             ));
         };
         if owner.uid != uid {
-            return Err(contradiction(&path, "users/ids names another owner than the home has"));
+            return Err(contradiction(
+                &path,
+                "users/ids names another owner than the home has: chown it to that owner, or correct users/ids",
+            ));
         }
         let found = Home { path, ids };
         found.check_queue()?;
@@ -137,13 +144,34 @@ impl Home {
     /// A queue that belongs to somebody else than users/ids says is not ours to touch.
     fn check_queue(&self) -> Result<(), Trouble> {
         let Some(qmailq) = self.ids.role("qmailq") else { return Ok(()) };
-        match stat(fd::path(&self.path("queue/mess"))) {
+        let path = self.path("queue/mess");
+        match stat(fd::path(&path)) {
             Ok(mess) if mess.st_uid != qmailq.uid.as_raw() => {
-                Err(contradiction(&self.path, "queue/mess does not belong to the qmailq of users/ids"))
+                let thing = Thing { owners: vec![qmailq.uid], ..self.thing(Kind::Directory, "queue/mess") };
+                self.judge().judge(&thing, &path, &mess).map_or(Ok(()), |problem| Err(problem.refusal()))
             }
             // Unreadable from here (another user's queue) or missing: whoever uses the queue will say so.
             _ => Ok(()),
         }
+    }
+
+    /// Who may be trusted with what a daemon of this home relies on: root, and in an own home its owner.
+    pub fn judge(&self) -> Judge {
+        match &self.ids {
+            Ids::Own(owner) => Judge::new(&[owner.uid]).own_group(owner.gid),
+            Ids::System(list) => {
+                let users = list.iter().map(|(name, a)| (a.uid, String::from_utf8_lossy(name).into_owned()));
+                let group = |role, name: &str| self.ids.role(role).map(|a| (a.gid, name.to_owned()));
+                let groups = [group("qmailq", "qmail"), group("alias", "nofiles")];
+                Judge::new(&[]).names(users.collect(), groups.into_iter().flatten().collect())
+            }
+        }
+    }
+
+    /// Something of the home, with what would make it. Whose it should be is the caller's to say.
+    pub fn thing(&self, kind: Kind, name: &str) -> Thing {
+        let (maker, mended) = (maker(&self.path, self.ids.is_own()), !self.ids.is_own());
+        Thing { maker, mended, ..Thing::new(kind, self.path(name)) }
     }
 
     /// Makes the home the working directory.
@@ -179,16 +207,25 @@ fn contradiction(path: &[u8], what: &str) -> Trouble {
     Trouble::temporary([b"refusing home ", path, b": ", what.as_bytes()].concat())
 }
 
-fn trust(path: &[u8]) -> Result<(), Trouble> {
+/// Root's look at one directory, cheap enough for every start. Daemons look further: `setup`.
+fn trust(home: &[u8], path: &[u8]) -> Result<(), Trouble> {
     let found = match stat(fd::path(path)) {
         Ok(found) => found,
         Err(Errno::ENOENT) => return Ok(()),
         Err(errno) => return Err(Trouble::unable("stat", path, errno)),
     };
-    if found.st_uid == 0 && found.st_mode & 0o022 == 0 {
-        return Ok(());
+    let thing = Thing { maker: maker(home, false), mended: true, ..Thing::new(Kind::Directory, path) };
+    Judge::new(&[]).judge(&thing, path, &found).map_or(Ok(()), |problem| Err(problem.refusal()))
+}
+
+/// The command that makes what is missing in a home.
+fn maker(home: &[u8], own: bool) -> String {
+    let place = String::from_utf8_lossy(home);
+    match own {
+        true => format!("scripts/mkhome {place}"),
+        false if home == DEFAULT.as_bytes() => "scripts/mkhome --system".to_owned(),
+        false => format!("scripts/mkhome --system {place}"),
     }
-    Err(Trouble::temporary([b"refusing ", path, b": root must own it and nobody else may write it"].concat()))
 }
 
 fn read_ids(path: &[u8]) -> Result<Ids, Trouble> {

@@ -1,8 +1,8 @@
 //! qmail - what the programs of this mail system share
 //!
 //! In reading order; a module may use those above it. Nothing here decides policy and nothing here is
-//! a program: parsers take bytes and give values, and only `fd`, `timed`, `home`, `control`, `queue`
-//! and `sys` touch the world.
+//! a program: parsers take bytes and give values, and only `fd`, `timed`, `home`, `control`, `trust`,
+//! `queue` and `sys` touch the world.
 
 pub mod control;
 pub mod environ;
@@ -13,6 +13,7 @@ pub mod program;
 pub mod sys; // the only `unsafe`
 pub mod timed;
 pub mod trouble;
+pub mod trust;
 
 pub mod address;
 pub mod cdb;
@@ -32,6 +33,7 @@ pub mod queue;
 pub mod rcpthosts;
 pub mod received;
 pub mod rules;
+pub mod setup;
 pub mod smtp;
 pub mod spawn;
 pub mod tcpto;

@@ -6,6 +6,7 @@
 //! fd 3       a listening socket, when LISTEN_PID and LISTEN_FDS=1 say so (sd_listen_fds(3))
 //! sets       PROTO TCPLOCALIP TCPLOCALPORT TCPLOCALHOST TCPREMOTEIP TCPREMOTEPORT TCPREMOTEHOST
 //!            TCPREMOTEINFO, and what the rules say
+//! refuses    by root: rules, or without -u a program, that strangers could change
 //! exit       0 after TERM; 100 usage; 111 trouble before it listens, or the socket is lost. A child that
 //!            ends before its program: 100 denied by a rule, 111 dropped
 #![forbid(unsafe_code)]
@@ -25,6 +26,7 @@ use nix::unistd::{Gid, Pid, Uid};
 use options::Options;
 use qmail::sys::{process, signal};
 use qmail::trouble::{self, Trouble};
+use qmail::trust::{Judge, Kind, Thing};
 use qmail::{decimal, fd, program};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::AsFd;
@@ -58,6 +60,7 @@ fn main() {
 fn tcpserver(args: program::Args) -> Result<(), Trouble> {
     let options = Options::of(&args)?;
     keep_from_children();
+    check_trust(&options)?;
     let listener = listen::open(&options)?;
     let port = listener.local_addr().map_err(|e| unable("get local port", &e))?.port();
     change_user(&options)?;
@@ -84,6 +87,32 @@ fn keep_from_children() {
             let _ = fcntl(fd::Standard(number), FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC));
         }
     }
+}
+
+/// Rules set variables, QMAILQUEUE say, and so are as good as a program. Who the program will run as could
+/// change its own program anyway: only one that stays root's must be root's.
+fn check_trust(options: &Options) -> Result<(), Trouble> {
+    if !Uid::effective().is_root() {
+        return Ok(());
+    }
+    let mut things = Vec::new();
+    if let Some(rules) = &options.rules {
+        let (directory, _) = rules.split_at(rules.iter().rposition(|b| *b == b'/').unwrap_or_default());
+        let directory = match directory {
+            [] if rules.starts_with(b"/") => b"/",
+            [] => b".",
+            above => above,
+        };
+        things.push(Thing::new(Kind::Directory, directory).optional());
+        things.push(Thing::new(Kind::File, rules.as_slice()).optional());
+    }
+    let name = options.program.first().map(Vec::as_slice).unwrap_or_default();
+    match program::find(name) {
+        Some(path) if options.uid.is_none() => things.push(Thing::new(Kind::Program, path).optional()),
+        _ => {}
+    }
+    let trusted: Vec<Uid> = options.uid.map(Uid::from_raw).into_iter().collect();
+    Judge::new(&trusted).first(&things)
 }
 
 /// Group before user: afterwards it would not be allowed.

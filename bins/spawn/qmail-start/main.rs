@@ -4,7 +4,8 @@
 //! arguments  [defaultdelivery [logger [argument ...]]], default ./Mailbox
 //! fd 1       the log, or the logger's fd 1
 //! fd 2       troubles before everything runs; no daemon gets it
-//! exit       becomes qmail-send; 111 when something is missing
+//! exit       becomes qmail-send; 111 when something is missing, or a stranger could spoil it: nothing is
+//!            started then
 //!
 //! who            runs as            fd 0          fd 1          more
 //! logger         qmaill nofiles     log           ours
@@ -27,6 +28,7 @@ use qmail::exits;
 use qmail::fd::{self, Standard};
 use qmail::home::Home;
 use qmail::program::{self, Args};
+use qmail::setup;
 use qmail::sys::descriptor::close_above;
 use qmail::sys::process::Command;
 use qmail::trouble::{Trouble, wording};
@@ -38,6 +40,9 @@ const CLOSED: std::ops::RangeInclusive<i32> = 2..=6;
 
 /// Where fd 2 goes while descriptors 0 to 6 are arranged for qmail-send; any number above them.
 const SPARE: i32 = 30;
+
+/// What the keeper and the spawners start.
+const LATER: [&str; 4] = ["qmail-queued", "qmail-local", "qmail-getpw", "qmail-remote"];
 
 fn main() {
     program::run("qmail-start", "qmail-start [defaultdelivery [logger [argument ...]]]", start)
@@ -56,11 +61,23 @@ fn start(args: Args) -> Result<(), Trouble> {
     home.enter()?;
     umask(Mode::from_bits_truncate(0o077));
     let users = Users::of(&home)?;
+    users.check(!logger.is_empty())?;
+    setup::require(&home, &[setup::place(&home), vec![setup::programs(&home)]].concat())?;
     let (lspawn, rspawn) = (find(&home, "qmail-lspawn")?, find(&home, "qmail-rspawn")?);
     let (clean, send) = (find(&home, "qmail-clean")?, find(&home, "qmail-send")?);
 
     let keeper = wants_keeper()?;
-    let log = start_logger(&users, logger)?;
+    let logger_path = match logger.first() {
+        Some(name) => Some(program::find(name).ok_or_else(|| Trouble::unable("find", name, Errno::ENOENT))?),
+        None => None,
+    };
+    let started = [&lspawn, &rspawn, &clean, &send].into_iter().chain(&logger_path);
+    check_trust(&home, started.map(Vec::as_slice))?;
+
+    let log = match &logger_path {
+        Some(path) => Some(start_logger(&users, path, logger)?),
+        None => None,
+    };
     if keeper {
         // Before the pipes are made, so that it holds none of them open.
         keeper::start(&home, users.queue()?, log.as_ref())?;
@@ -137,13 +154,21 @@ fn check_runnable(path: &[u8]) -> Result<(), Errno> {
     access(fd::path(path), AccessFlags::X_OK)
 }
 
-/// Starts the logger, if there is one; what is written to the result goes to it.
-fn start_logger(users: &Users, logger: &[Vec<u8>]) -> Result<Option<OwnedFd>, Trouble> {
-    let Some(name) = logger.first() else { return Ok(None) };
-    let path = program::find(name).ok_or_else(|| Trouble::unable("find", name, Errno::ENOENT))?;
+/// What the system will rely on, beside the home itself, before any of it is. Programs that others start may be missing:
+/// each is needed only for what it does.
+fn check_trust<'a>(home: &Home, started: impl Iterator<Item = &'a [u8]>) -> Result<(), Trouble> {
+    let mut things: Vec<_> = started.map(|path| setup::program(home, path)).collect();
+    things.extend(LATER.iter().map(|name| setup::program(home, &program::find_in(home, name)).optional()));
+    things.extend(setup::configuration(home));
+    things.extend(setup::queue(home));
+    setup::require(home, &things)
+}
+
+/// Starts the logger; what is written to the result goes to it.
+fn start_logger(users: &Users, path: &[u8], argv: &[Vec<u8>]) -> Result<OwnedFd, Trouble> {
     let log = Pipe::new()?;
-    launch(name, users.logger()?.runs(Command::new(&path, logger).descriptor(&log.read, 0)))?;
-    Ok(Some(log.write))
+    launch(path, users.logger()?.runs(Command::new(path, argv).descriptor(&log.read, 0)))?;
+    Ok(log.write)
 }
 
 fn launch(name: &[u8], command: Command<'_>) -> Result<(), Trouble> {

@@ -43,6 +43,14 @@ impl<'a> Users<'a> {
         Ok(Users { home })
     }
 
+    /// Whether the home names everybody who will be needed.
+    pub fn check(&self, logged: bool) -> Result<(), Trouble> {
+        for name in ["qmailq", "qmailr", "qmails"] {
+            self.account(name)?;
+        }
+        if logged { self.account("qmaill").map(drop) } else { Ok(()) }
+    }
+
     fn account(&self, name: &str) -> Result<Account, Trouble> {
         self.home.ids().role(name).ok_or_else(|| Trouble::temporary(format!("unable to find user {name}")))
     }
