@@ -49,8 +49,12 @@ def processes():
 
 
 def status(pid):
-    with open(f"/proc/{pid}/status") as f:
-        return dict(line.rstrip("\n").split(":\t", 1) for line in f if ":\t" in line)
+    """What the kernel says of a process; nothing when it is gone."""
+    try:
+        with open(f"/proc/{pid}/status") as f:
+            return dict(line.rstrip("\n").split(":\t", 1) for line in f if ":\t" in line)
+    except (FileNotFoundError, ProcessLookupError):
+        return {}
 
 
 class Supervised:
@@ -411,7 +415,7 @@ class Systemd(Supervised, unittest.TestCase):
 
     @staticmethod
     def parent(pid):
-        return int(status(pid)["PPid"])
+        return int(status(pid).get("PPid", 0))
 
     @classmethod
     def inside(cls, *argv):
@@ -448,7 +452,7 @@ class Systemd(Supervised, unittest.TestCase):
         number = self.ctl("show", "-P", "MainPID", service).strip()
         for pids in processes().values():
             for pid in pids:
-                if status(pid)["NSpid"].split()[1:] == [number]:
+                if status(pid).get("NSpid", "").split()[1:] == [number]:
                     return pid
         raise AssertionError(f"{service} has no process {number}")
 
