@@ -189,6 +189,24 @@ class Supervised:
                 self.one(name, [old])
                 self.flows()
 
+    def test_new_domains_count_after_a_hup(self):
+        for name in ("locals", "rcpthosts"):
+            with open(f"{self.HOME}/control/{name}", "a") as f:
+                f.write("more.example\n")
+        self.reload("qmail-send")
+
+        def starts():
+            return re.findall(r"starting delivery \d+: msg \d+ to (\w+) joe@more.example$", self.log("qmail-send"), re.M)
+
+        def local():
+            # Nothing says when the signal has come: one of these messages is the first behind it.
+            before = len(starts())
+            with self.smtp() as client:
+                self.send(client, "joe@more.example")
+            wait_for(lambda: len(starts()) > before, "a delivery to begin")
+            return "local" in starts()
+        wait_for(local, "the new domain to be local")
+
     def test_no_unit_needs_a_privilege_bit(self):
         self.assertEqual(sh(f"find {self.HOME} -type f -perm /6000"), "")
 
@@ -319,6 +337,9 @@ class Runit(Scanned, unittest.TestCase):
     def restart(self, service):
         self.sv("restart", service, "run")
 
+    def reload(self, service):
+        sh(f"sv hup {self.DIRECTORY}/{service}", env=self.env)
+
 
 @sandbox.alone
 class Daemontools(Scanned, unittest.TestCase):
@@ -338,6 +359,9 @@ class Daemontools(Scanned, unittest.TestCase):
 
     def restart(self, service):
         sh(f"svc -t {self.DIRECTORY}/{service}", env=self.env)
+
+    def reload(self, service):
+        sh(f"svc -h {self.DIRECTORY}/{service}", env=self.env)
 
 
 # Inside new namespaces, as process 1: a machine that has no units but ours and what these need, and nothing
@@ -367,6 +391,8 @@ exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin container=test \
 
 @sandbox.alone
 class Systemd(Supervised, unittest.TestCase):
+    HOME = "/home/mail"  # where the units hide everything else
+
     @classmethod
     def begin(cls):
         if not os.path.exists("/lib/systemd/systemd"):
@@ -443,9 +469,28 @@ class Systemd(Supervised, unittest.TestCase):
     def restart(self, service):
         self.do("restart", service)
 
+    def reload(self, service):
+        self.do("reload", service)
+
     # What is shut in, and what is as free as the users' programs below it need.
     SHUT_IN = ["qmail-queued", "qmail-smtpd"]
     FREE = ["qmail-send"]
+
+    def test_systemd_finds_nothing_to_say_of_the_units(self):
+        files = [f"/etc/systemd/system/{s}.service" for s in SERVICES] + ["/etc/systemd/system/qmail-smtpd.socket"]
+        done = self.inside("systemd-analyze", "verify", "--man=no", *files)
+        self.assertEqual((done.returncode, done.stdout, done.stderr), (0, "", ""))
+        for service in self.SHUT_IN:
+            done = self.inside("systemd-analyze", "security", "--threshold=20", "--no-pager", service)
+            self.assertEqual(done.returncode, 0, done.stdout)
+
+    def test_without_its_socket_a_server_is_down(self):
+        self.flows()
+        self.stop("qmail-smtpd.socket")
+        self.assertRaises(ConnectionRefusedError, self.smtp)
+        self.assertEqual(self.ctl("is-active", "qmail-smtpd").strip(), "inactive")
+        self.start("qmail-smtpd.socket")
+        self.flows()
 
     def main_pid(self, service):
         """The main process of a service, as seen from here."""
@@ -489,7 +534,7 @@ class Systemd(Supervised, unittest.TestCase):
                     self.assertEqual((code, said), (0, ""), (service, place))
                 else:
                     self.assertRegex(said, "Read-only file system", (service, place))
-            self.assertEqual(self.in_mounts_of(service, "ls /home /tmp"), (0, "/home:\n\n/tmp:\n"))
+            self.assertEqual(self.in_mounts_of(service, "ls /home /tmp"), (0, "/home:\nmail\n\n/tmp:\n"))
             self.assertRegex(self.in_mounts_of(service, ": >/etc/probe")[1], "Read-only file system")
         self.assertEqual(self.in_mounts_of("qmail-send", "test -d /home/joe/Maildir"), (0, ""))
 
