@@ -1,13 +1,14 @@
 # The one entry point. `make help` says what there is; `make` alone builds.
 
 .DEFAULT_GOAL := build
-.PHONY: help build dist run test check fuzz install uninstall clean
+.PHONY: help build dist run test check bench fuzz install uninstall clean
 
 help:
 	@echo "make build      compile everything into target/bin"
 	@echo "make run        build, make a home, start the system there, deliver a first message"
 	@echo "make test       everything that can be tried on this machine; installs what it drives"
 	@echo "make check      format, lints, manual pages, completeness"
+	@echo "make bench      measurements, as printed in doc/performance.md"
 	@echo "make install    as root, after make build: a system home (QMAIL_HOME=/var/qmail, DESTDIR=, ME=host name)"
 	@echo "make uninstall  as root: take programs and manual pages out again; mail and control files stay"
 	@echo "make fuzz       a minute of fuzzing for each parser (needs cargo-fuzz; FUZZ_SECONDS=60)"
@@ -28,6 +29,9 @@ test:
 
 check: build
 	@scripts/check
+
+bench: build
+	@python3 -m tests.bench
 
 fuzz:
 	@scripts/fuzz
