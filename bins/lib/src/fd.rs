@@ -119,6 +119,12 @@ pub fn read_file(name: impl AsRef<[u8]>, max: usize) -> Result<Option<Vec<u8>>, 
     }
 }
 
+/// No program that is started from now on gets it.
+pub fn close_on_exec(fd: impl AsFd) -> Result<(), Errno> {
+    use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+    fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map(drop)
+}
+
 /// Turns O_NONBLOCK on or off. Never on a description that was passed to us by another process.
 pub fn set_nonblocking(fd: impl AsFd, on: bool) -> Result<(), Errno> {
     use nix::fcntl::{FcntlArg, fcntl};

@@ -260,7 +260,7 @@ impl Bounce {
                     if lseek(&self.file, 0, Whence::SeekSet).is_err() {
                         return Step::Trouble(INJECTING);
                     }
-                    match Pending::start(&desk.home, &self.file, &self.letter.envelope) {
+                    match Pending::start(&desk.home, &self.file, &self.letter.envelope, &fd::IN) {
                         Ok(pending) => Ok(Stage::Sent(pending)),
                         Err(_) => return Step::Trouble(STARTING),
                     }

@@ -104,9 +104,13 @@ pub fn start(log: Log) -> Result<Manager, &'static str> {
     })
 }
 
-/// Descriptors 1 to 6. None when one of them is not open.
+/// Descriptors 1 to 6. None when one of them is not open. They are nobody else's: through them a program of
+/// QMAILQUEUE could order deliveries and removals.
 fn descriptors() -> Option<[OwnedFd; 6]> {
     let all: Vec<OwnedFd> = (1..=6).map_while(|number| fd::take(number).ok()).collect();
+    for pipe in &all {
+        fd::close_on_exec(pipe).ok()?;
+    }
     all.try_into().ok()
 }
 

@@ -138,18 +138,27 @@ enum Taker {
 }
 
 impl Taker {
-    /// Starts qmail-queue, or asks qmail-queued, with these two descriptors.
-    fn start(home: &Home, way: Way, message: &impl AsFd, envelope: &impl AsFd) -> Result<Taker, i32> {
+    /// Starts qmail-queue, or asks qmail-queued, with these two descriptors. A program says its
+    /// troubles on `errors`, if that is not our own descriptor 2.
+    fn start(
+        home: &Home,
+        way: Way,
+        message: &impl AsFd,
+        envelope: &impl AsFd,
+        errors: Option<&fd::Standard>,
+    ) -> Result<Taker, i32> {
         match way {
             Way::Program(program) => {
                 let (text, text_write) = fd::pipe().map_err(|_| code::EXEC)?;
-                let pid = Command::new(&program, &[&program])
+                let mut command = Command::new(&program, &[&program])
                     .directory(home.path(""))
                     .descriptor(message, 0)
                     .descriptor(envelope, 1)
-                    .descriptor(&text_write, 6)
-                    .spawn()
-                    .map_err(|_| code::EXEC)?;
+                    .descriptor(&text_write, 6);
+                if let Some(errors) = errors {
+                    command = command.descriptor(errors, 2);
+                }
+                let pid = command.spawn().map_err(|_| code::EXEC)?;
                 Ok(Taker::Child { pid, text })
             }
             Way::Socket(connection) => {
@@ -224,7 +233,7 @@ impl Submission {
         let way = find_way(home, true).map_err(refused)?;
         let (message_read, message) = fd::pipe().map_err(|_| refused(code::EXEC))?;
         let (envelope_read, envelope) = fd::pipe().map_err(|_| refused(code::EXEC))?;
-        let taker = Taker::start(home, way, &message_read, &envelope_read).map_err(refused)?;
+        let taker = Taker::start(home, way, &message_read, &envelope_read, None).map_err(refused)?;
         Ok(Submission {
             taker,
             message: Some(Writer::with_timeout(message, STALL)),
@@ -322,8 +331,14 @@ pub struct Pending {
 const ENVELOPE_MAX: usize = 4096;
 
 impl Pending {
-    /// `message` is read from its current position; the envelope must be small (one recipient).
-    pub fn start(home: &Home, message: &impl AsFd, envelope: &Envelope) -> Result<Pending, Outcome> {
+    /// `message` is read from its current position; the envelope must be small (one recipient). `errors` is
+    /// descriptor 2 of the program, where one is started.
+    pub fn start(
+        home: &Home,
+        message: &impl AsFd,
+        envelope: &Envelope,
+        errors: &fd::Standard,
+    ) -> Result<Pending, Outcome> {
         let bytes = envelope.encode();
         if bytes.len() > ENVELOPE_MAX {
             return Err(refused(code::ADDRESS_TOO_LONG));
@@ -332,7 +347,7 @@ impl Pending {
         let (envelope_read, envelope_write) = fd::pipe().map_err(|_| refused(code::EXEC))?;
         fd::write_all(&envelope_write, &bytes).map_err(|_| refused(code::READ))?;
         drop(envelope_write);
-        let taker = Taker::start(home, way, message, &envelope_read).map_err(refused)?;
+        let taker = Taker::start(home, way, message, &envelope_read, Some(errors)).map_err(refused)?;
         let _ = fd::set_nonblocking(taker.fd(), true);
         Ok(Pending { taker, said: Vec::new(), ended: false })
     }
