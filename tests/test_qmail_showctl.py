@@ -1,11 +1,13 @@
 """qmail-showctl: what it says of each control file, and of what is missing, unknown or unreadable."""
 
 import os
+import pwd
 import re
 import shutil
+import subprocess
 import unittest
 
-from tests import harness
+from tests import harness, sandbox
 from tests.harness import Home, run
 
 HOME = None
@@ -30,12 +32,13 @@ class Showctl(unittest.TestCase):
 
     def show(self, env=None):
         r = HOME.run(["qmail-showctl"], env=env)
-        self.assertEqual((r.code, r.err), (0, b""))
+        self.assertEqual((r.code, r.err), (1 if b"\n\nproblems: \n" in r.out else 0, b""))
         return r.out.decode()
 
     def sections(self):
-        """{file: text} of everything after the head."""
-        return dict(part.split(": ", 1) for part in self.show().rstrip("\n").split("\n\n")[1:])
+        """{file: text} of everything after the head; notes and problems are no files."""
+        found = dict(part.split(": ", 1) for part in self.show().rstrip("\n").split("\n\n")[1:])
+        return {name: text for name, text in found.items() if name not in ("notes", "problems")}
 
     def test_the_head_says_what_is_built_in_and_who_the_users_are(self):
         owner = os.stat(HOME.path)
@@ -157,12 +160,250 @@ class Showctl(unittest.TestCase):
         with open(os.path.join(base, "users/ids"), "w") as f:
             f.write("\n".join(ids) + "\n")
         r = run(["qmail-showctl"], env={"QMAIL_HOME": base, "PATH": os.environ["PATH"]})
-        self.assertEqual(r.code, 0)
+        self.assertEqual(r.code, 1)  # there is no queue and no control/me
         self.assertIn(b"\nuser ids: 11, 12, 13, 0, 14, 15, 16, 17.\ngroup ids: 21, 22.\nhome kind: system, ", r.out)
-        self.assertNotIn(b"users/ids", r.out)
+        self.assertNotIn(b"\nusers/ids: ", r.out)
         os.unlink(os.path.join(base, "users/ids"))
         r = run(["qmail-showctl"], env={"QMAIL_HOME": base, "PATH": os.environ["PATH"]})
         self.assertTrue(re.search(rb"\nuser ids: unknown, .*\nusers/ids: \(Default\.\) ", r.out, re.S), r.out)
+
+
+def findings(result, home):
+    """(notes, problems) as lists of lines; the home is written as ~."""
+    found = {}
+    for part in result.out.decode().rstrip("\n").split("\n\n")[1:]:
+        heading, _, lines = part.partition(": \n")
+        if heading in ("notes", "problems"):
+            found[heading] = lines.replace(home, "~").split("\n")
+    return found.get("notes", []), found.get("problems", [])
+
+
+# What is written, and what is said of it.
+WRONG = [
+    ({"concurrencyremote": "55 of them\n"}, ['control/concurrencyremote: "55 of them" is more than a number: 55 is taken: correct it']),
+    ({"databytes": "10M\n"}, ['control/databytes: "10M" is more than a number: 10 is taken: correct it']),
+    ({"queuelifetime": "a week\n"}, ['control/queuelifetime: "a week" is no number: the default is taken: correct it']),
+    ({"timeoutsmtpd": ""}, ['control/timeoutsmtpd: "" is no number: the default is taken: correct it']),
+    ({"me": None}, ["control/me: missing: write the full name of this host into it"]),
+    ({"me": "mail.example.\n"}, ['control/me: "mail.example." has a dot at its beginning or end, or two together: correct it']),
+    ({"me": "mail.example\r\n"}, ['control/me: "mail.example?" has a character that no domain has: correct it']),
+    ({"helohost": "mail_of us\n"}, ['control/helohost: "mail_of us" has a character that no domain has: correct it']),
+    ({"defaulthost": "joe@test.example\n"}, ['control/defaulthost: "joe@test.example" is an address, where a domain is meant: correct it']),
+    ({"smtpgreeting": "\n"}, ['control/smtpgreeting: "" is empty: correct it']),
+    ({"doublebounceto": "joe@test.example\n"}, ['control/doublebounceto: "joe@test.example" has an @, and the host is added behind it: correct it']),
+    ({"rcpthosts": None}, ["control/rcpthosts: missing, and so everybody can send mail to every domain through this host: "
+                           "write the domains that this host takes mail for into it"]),
+    ({"rcpthosts": "test.example\n*.wild.example\n"}, ['control/rcpthosts: "*.wild.example" has a character that no domain has: correct it']),
+    ({"locals": "test.example\n.all.example\n"},
+     ['control/locals: ".all.example" begins with a dot, and there are no wildcards here: correct it']),
+    ({"locals": "b\xfccher.example\n"}, ['control/locals: "b??cher.example" has letters that are not ASCII: its xn-- form is meant: correct it']),
+    ({"badmailfrom": "spam.example\n@good.example\n"}, ['control/badmailfrom: "spam.example" has no @, and so no sender is like it: correct it']),
+    ({"virtualdomains": "v.example\n"}, ['control/virtualdomains: "v.example" has no colon, and is ignored: correct it']),
+    ({"virtualdomains": "Test.example:joe\n.x.example:joe\n:joe\njoe@v.example:joe\n"},
+     ['control/virtualdomains: "Test.example:joe" is never used: the domain is in control/locals: correct it']),
+    ({"virtualdomains": "v.example:joe\nV.example:ann\n"},
+     ['control/virtualdomains: "V.example:ann" takes the place of an earlier line of the same key: correct it']),
+    ({"smtproutes": "a.example:relay:25\n:[10.0.0.1]:587\n.b.example:\nc.example:relay:smtp\nd.example relay\ne.example::25\n"},
+     ['control/smtproutes: "c.example:relay:smtp" has a port that is no number from 1 to 65535: correct it',
+      'control/smtproutes: "d.example relay" has no colon, and is ignored: correct it',
+      'control/smtproutes: "e.example::25" names no usable relay: correct it']),
+    ({"concurencylocal": "5\n", "defaultdelivery": "./Maildir/\n", "locals~": "x\n"},
+     ["control/concurencylocal: no program reads it: rename it to concurrencylocal, or remove it"]),
+    ({"morercpthosts": "more.example\n"}, ["control/morercpthosts.cdb: missing, and so control/morercpthosts has no effect: run qmail-newmrh"]),
+]
+
+
+class Problems(unittest.TestCase):
+    """A home as mkhome makes it, and what is done to it."""
+
+    maxDiff = None
+
+    def setUp(self):
+        self.home = Home()
+        self.addCleanup(self.home.__exit__)
+
+    def look(self, **more):
+        result = self.home.run(["qmail-showctl"], **more)
+        notes, problems = findings(result, self.home.path)
+        self.assertEqual((result.code, result.err), (1 if problems else 0, b""), result)
+        return notes, problems
+
+    def test_a_home_as_it_is_made_has_none_and_daemons_that_do_not_run_are_only_noted(self):
+        notes, problems = self.look()
+        self.assertEqual(problems, [])
+        self.assertEqual(notes, ["~/run/queue: nobody listens: qmail-queued is not running, and mail cannot be handed in",
+                                 "~/queue/lock/trigger: nobody reads it: qmail-send is not running, and nothing is delivered"])
+        self.home.start()
+        self.assertEqual(self.look(), ([], []))
+        self.assertEqual(self.home.inject("Subject: x\n\n", "a@b.example", ["joe@test.example"]).code, 0)
+        harness.wait_for(lambda: self.home.messages(), "mail, although somebody had knocked at the door")
+
+    def test_each_wrong_value_is_told_with_its_file_and_all_of_them_at_once(self):
+        wrote, expected = {}, []
+        for files, lines in WRONG:
+            with self.subTest(files):
+                before = {}
+                for name, text in files.items():
+                    path = self.home.file("control", name)
+                    before[name] = open(path).read() if os.path.exists(path) else None
+                    if text is None:
+                        os.unlink(path)
+                    else:
+                        self.home.control(name, text)
+                self.assertEqual(self.look()[1], ["~/" + line for line in lines])
+                for name, text in before.items():
+                    if text is None:
+                        os.unlink(self.home.file("control", name))
+                    else:
+                        self.home.control(name, text)
+                if not set(files) & (set(wrote) | {"me", "locals", "rcpthosts"}):  # each once, and none that changes others
+                    wrote.update(files)
+                    expected += lines
+        self.assertEqual(self.look()[1], [])
+        for name, text in wrote.items():
+            self.home.control(name, text)
+        self.assertGreater(len(expected), 10)
+        self.assertEqual(sorted(self.look()[1]), sorted("~/" + line for line in expected))
+
+    def test_what_may_be_meant_so_is_a_note(self):
+        for files, line in (({"concurrencylocal": "0\n"}, "control/concurrencylocal: 0 holds all deliveries back"),
+                            ({"concurrencyremote": "500\n"}, "control/concurrencyremote: more than 120, which is the most that a spawner does at once"),
+                            ({"rcpthosts": "# none\n"}, "control/rcpthosts: names no domain: mail is taken only from clients that may relay"),
+                            ({"me": "mail\n"}, "control/me: a name without a dot: other hosts may refuse mail from it")):
+            for name, text in files.items():
+                self.home.control(name, text)
+            notes, problems = self.look()
+            self.assertEqual(problems, [])
+            self.assertIn("~/" + line, notes)
+
+    def test_a_list_of_nonsense_does_not_flood(self):
+        self.home.control("rcpthosts", "".join(f"bad domain {n}\n" for n in range(1000)))
+        problems = self.look()[1]
+        self.assertEqual(len(problems), 21)
+        self.assertEqual(problems[-1], "~/control/rcpthosts: 980 more of its lines are wrong: correct them")
+
+    def test_a_file_that_is_none_is_a_problem_and_a_fifo_does_not_hold_it_up(self):
+        os.unlink(self.home.file("control/locals"))
+        os.mkdir(self.home.file("control/locals"))
+        os.mkfifo(self.home.file("control/databytes"))
+        problems = self.look()[1]
+        self.assertIn("~/control/locals: it should be a file: move it away and run scripts/mkhome ~", problems)
+        self.assertIn("~/control/locals: cannot be read (is a directory), and programs that need it refuse to work: make it a file, or remove it",
+                      problems)
+        self.assertIn("~/control/databytes: it should be a file: move it away and run scripts/mkhome ~", problems)
+
+    def test_databases_are_compared_with_what_they_were_made_from(self):
+        future = 2 ** 31
+        for source, line in (("users/assign", "users/cdb: older than users/assign: run qmail-newu"),
+                             ("tcp/smtp", "tcp/smtp.cdb: older than tcp/smtp: run tcprules ~/tcp/smtp.cdb ~/tcp/smtp.tmp <~/tcp/smtp")):
+            path = self.home.file(source)
+            before = os.stat(path)
+            os.utime(path, (future, future))
+            self.assertEqual(self.look()[1], ["~/" + line])
+            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        os.rename(self.home.file("users/cdb"), self.home.file("users/away"))
+        self.assertEqual(self.look()[1], ["~/users/cdb: missing, and so users/assign has no effect: run qmail-newu"])
+        self.home.write("users/cdb", b"x" * 100)
+        self.assertEqual(self.look()[1], ["~/users/cdb: damaged: local mail is put off: run qmail-newu"])
+        os.unlink(self.home.file("users/assign"))
+        self.assertIn("~/users/cdb: made from users/assign, which is gone: remove it, or bring that back", self.look()[1])
+
+    def test_what_strangers_could_spoil_is_told_all_at_once(self):
+        for name, mode in (("control", 0o777), ("control/me", 0o666), ("queue/lock/trigger", 0o666), ("tcp/smtp.cdb", 0o646), ("run", 0o775)):
+            os.chmod(self.home.file(name), mode)
+        os.rmdir(self.home.file("queue/bounce"))
+        os.unlink(self.home.file("bin/qmail-clean"))
+        problems = self.look()[1]
+        # The group is the owner's, and so may write control/me, but not the directories.
+        self.assertEqual(sorted(problems), sorted([
+            "~/control: everybody can write it: chmod go-w ~/control",
+            "~/control/me: everybody can write it: chmod o-w ~/control/me",
+            "~/queue/lock/trigger: everybody can read it: chmod go-r ~/queue/lock/trigger",
+            "~/tcp/smtp.cdb: everybody can write it: chmod o-w ~/tcp/smtp.cdb",
+            "~/run: group %d can write it: chmod g-w ~/run" % os.stat(self.home.file("run")).st_gid,
+            "~/queue/bounce: file does not exist: run scripts/mkhome ~",
+            "~/bin/qmail-clean: file does not exist: run scripts/mkhome ~"]))
+        # Whoever starts it hears the first of these.
+        result = self.home.run(["qmail-start"])
+        self.assertEqual(result.code, 111)
+        self.assertIn(b"bin/qmail-clean: file does not exist", result.err)
+
+
+@sandbox.alone
+class OfASystemHome(unittest.TestCase):
+    HOME = "/var/qmail"
+    ENV = {"PATH": f"/var/qmail/bin:{os.environ['PATH']}"}
+    maxDiff = None
+
+    @classmethod
+    def setUpClass(cls):
+        subprocess.run([os.path.join(harness.ROOT, "scripts", "mkhome"), "--system", "--me", "mail.test.example", "--bin", harness.BIN],
+                       check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(["useradd", "joe"], check=True)
+
+    def look(self, user="root"):
+        account = pwd.getpwnam(user)
+        result = run(["/var/qmail/bin/qmail-showctl"], env=self.ENV, as_user=(account.pw_uid, account.pw_gid) if user != "root" else None)
+        notes, problems = findings(result, self.HOME)
+        self.assertEqual((result.code, result.err), (1 if problems else 0, b""), result)
+        return notes, problems
+
+    def do(self, command):
+        subprocess.run(["sh", "-ec", command], cwd=self.HOME, check=True)
+
+    def test_root_finds_nothing_wrong_with_one_as_it_is_made(self):
+        self.assertEqual(self.look(), (["~/run/queue: nobody listens: qmail-queued is not running, and mail cannot be handed in",
+                                        "~/queue/lock/trigger: nobody reads it: qmail-send is not running, and nothing is delivered"], []))
+
+    def test_an_ordinary_user_is_told_what_cannot_be_seen(self):
+        self.assertEqual(self.look("joe"), (["~/queue: what is in it cannot be looked at as this user",
+                                             "~/run/queue: nobody listens: qmail-queued is not running, and mail cannot be handed in"], []))
+        self.do("chmod 600 control/databytes 2>/dev/null || { echo 1 >control/databytes; chmod 600 control/databytes; }")
+        notes, problems = self.look("joe")
+        self.assertIn("~/control/databytes: cannot be read as this user", notes)
+        self.assertEqual(problems, ["~/control/databytes: closed to those who need it: chmod a+r ~/control/databytes"])
+        self.do("rm control/databytes")
+
+    def test_root_hears_everything_at_once_with_accounts_by_name_and_every_mend_mends(self):
+        # Group qmail may read what only daemons of group qmail read.
+        self.do("for f in locals smtproutes me; do cp -p control/me control/$f.keep; [ $f = me ] || cp control/me control/$f; "
+                "chown 0:qmail control/$f; chmod 640 control/$f; done; echo : >control/smtproutes")
+        self.do("chown qmailr bin/qmail-lspawn; chgrp qmail bin/qmail-send; chmod 775 bin/qmail-send; chown qmails queue/mess; chmod 777 run;"
+                "chmod 775 queue; chown qmailq control; chmod 700 users; chown joe queue/lock/trigger; chmod 1777 bin")
+        problems = self.look()[1]
+        self.assertEqual(sorted(problems), sorted([
+            "~/bin/qmail-lspawn: qmailr owns it and root should: run scripts/mkhome --system, or chown root ~/bin/qmail-lspawn",
+            "~/bin/qmail-send: group qmail can write it: run scripts/mkhome --system, or chmod g-w ~/bin/qmail-send",
+            "~/queue/mess: qmails owns it and qmailq should: run scripts/mkhome --system, or chown qmailq ~/queue/mess",
+            "~/run: everybody can write it: run scripts/mkhome --system, or chmod go-w ~/run",
+            "~/queue: group qmail can write it: run scripts/mkhome --system, or chmod g-w ~/queue",
+            "~/control: qmailq owns it and root should: run scripts/mkhome --system, or chown root ~/control",
+            "~/users: closed to those who need it: chmod a+x ~/users",
+            f"~/queue/lock/trigger: uid {pwd.getpwnam('joe').pw_uid} owns it and qmails should: "
+            "run scripts/mkhome --system, or chown qmails ~/queue/lock/trigger",
+            "~/bin: everybody can write it: run scripts/mkhome --system, or chmod go-w ~/bin",
+            "~/control/me: closed to those who need it: chmod a+r ~/control/me"]))
+        for line in problems:
+            self.do(re.search(r"((?:chown|chmod) .*)$", line)[1].replace("~", self.HOME))
+        self.assertEqual(self.look()[1], [])
+        self.do("mv control/locals.keep control/locals; rm control/smtproutes*; mv control/me.keep control/me; chmod 755 control users bin")
+
+    def test_two_roles_of_one_account_are_no_wall(self):
+        self.do("cp -p users/ids users/keep; sed -i \"s/^qmaill:.*/qmaill:$(id -u qmaild):$(id -g qmaild)/\" users/ids")
+        self.assertEqual(self.look()[1], ["~/users/ids: qmaill and qmaild have the same uid, and so no wall between them: "
+                                          "give each an account of its own"])
+        self.do("mv users/keep users/ids")
+
+    def test_a_disk_that_is_nearly_full_is_a_problem_before_it_is(self):
+        self.do("cp -a queue /var/kept; mount -t tmpfs -o size=20m,nr_inodes=700,mode=750 none queue; chgrp qmail queue; cp -a /var/kept/. queue/")
+        try:
+            problems = self.look()[1]
+            as_joe = self.look("joe")[1]
+        finally:
+            self.do("umount queue")
+        self.assertRegex("\n".join(problems), r"\A~/queue: its file system has \d+ KiB left, and mail will soon be put off: make room\n"
+                                              r"~/queue: its file system can hold \d+ files more, and mail will soon be put off: remove files there that nobody needs\Z")
+        self.assertEqual(as_joe, problems)
 
 
 if __name__ == "__main__":

@@ -88,6 +88,17 @@ impl Home {
     /// Finds the home, checks it, and as uid 0 in an own home becomes its owner. Does not change the
     /// working directory.
     pub fn find() -> Result<Home, Trouble> {
+        let home = Home::found(true)?;
+        home.check_queue()?;
+        Ok(home)
+    }
+
+    /// As `find`, also where strangers can write, and whoever owns the queue: for who is to say so.
+    pub fn look() -> Result<Home, Trouble> {
+        Home::found(false)
+    }
+
+    fn found(trusting: bool) -> Result<Home, Trouble> {
         let path = match environ::get("QMAIL_HOME") {
             Some(path) if !sys::process::secure_execution() => path,
             _ => DEFAULT.as_bytes().to_vec(),
@@ -100,7 +111,7 @@ impl Home {
         if as_root && home.st_uid != 0 {
             return Home::become_owner(path, &home);
         }
-        if as_root {
+        if as_root && trusting {
             for name in TRUSTED {
                 trust(&path, &join(&path, name))?;
             }
@@ -112,9 +123,7 @@ impl Home {
                 "users/ids names an owner, but root owns the home: chown it to that owner, or correct users/ids",
             ));
         }
-        let found = Home { path, ids };
-        found.check_queue()?;
-        Ok(found)
+        Ok(Home { path, ids })
     }
 
     /// Root was asked to work in an ordinary user's home: it becomes that user first, and only then
@@ -136,9 +145,7 @@ impl Home {
                 "users/ids names another owner than the home has: chown it to that owner, or correct users/ids",
             ));
         }
-        let found = Home { path, ids };
-        found.check_queue()?;
-        Ok(found)
+        Ok(Home { path, ids })
     }
 
     /// A queue that belongs to somebody else than users/ids says is not ours to touch.

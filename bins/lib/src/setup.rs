@@ -128,6 +128,11 @@ pub fn program(home: &Home, path: &[u8]) -> Thing {
     }
 }
 
+/// Rules for tcpserver that the home keeps, and where it keeps them.
+pub fn rules(home: &Home, kind: Kind, name: &str) -> Thing {
+    of(home, kind, name, "root").optional()
+}
+
 /// The first problem ends a daemon before it starts: `refusing PATH: WHAT: MEND`.
 pub fn require(home: &Home, things: &[Thing]) -> Result<(), Trouble> {
     home.judge().first(things)

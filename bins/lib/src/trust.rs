@@ -337,18 +337,20 @@ impl Judge {
     }
 
     fn absent(&self, thing: &Thing, place: &[u8], linked: bool, errno: Errno) -> Problem {
+        if errno == Errno::EACCES {
+            let above = if parent(place).is_empty() { b"/".to_vec() } else { parent(place) };
+            let what = "what is in it cannot be looked at as this user";
+            return Problem { known: false, ..Problem::new(above, what, "look as root") };
+        }
         let mut what = wording(errno).as_bytes().to_vec();
         if linked {
             what.extend([b", and ", thing.path.as_slice(), b" leads there"].concat());
         }
         let mend = match errno {
-            Errno::ENOENT if !linked && !thing.maker.is_empty() => {
-                format!("run {}", thing.maker).into_bytes()
-            }
-            Errno::EACCES => b"look as root".to_vec(),
-            _ => b"make it, or take out what names it".to_vec(),
+            Errno::ENOENT if !linked && !thing.maker.is_empty() => format!("run {}", thing.maker),
+            _ => "make it, or take out what names it".to_owned(),
         };
-        Problem { known: errno != Errno::EACCES, ..Problem::new(place, what, mend) }
+        Problem::new(place, what, mend)
     }
 
     fn wrong_kind(&self, thing: &Thing, place: &[u8], kind: Kind) -> Problem {

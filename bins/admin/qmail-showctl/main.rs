@@ -1,11 +1,14 @@
-//! qmail-showctl - show what the configuration says, file by file
+//! qmail-showctl - show what the configuration says, file by file, and everything that is wrong
 //!
 //! called by  the administrator
-//! runs as    anybody who may read control/
-//! fd 1       everything, troubles too: FILE: what it means
-//! exit       0 shown, 111 no home, no control, or no readable control/me
-//! touches    reads control/ and users/ids
+//! runs as    anybody who may read control/; who sees less finds less, and is told where
+//! fd 1       everything: FILE: what it means; then notes, then problems, a line each
+//! exit       0 shown, 1 shown and there is a problem, 111 no home, no control, or no readable control/me
+//! touches    reads control/, users/, tcp/; looks at programs and queue; knocks at run/queue and queue/lock/trigger
 #![forbid(unsafe_code)]
+
+mod problems;
+mod values;
 
 use nix::dir::Dir;
 use nix::fcntl::OFlag;
@@ -15,12 +18,15 @@ use qmail::control::Control;
 use qmail::home::{Home, Ids, ROLES};
 use qmail::program::{Args, Program};
 use qmail::trouble::Trouble;
+use qmail::trust::Problem;
 use qmail::{exits, fd};
 
 /// Byte between a user's name and the extension of an address, in qmail-getpw and qmail-pw2u.
 const BREAK: &str = "-";
 /// Mode bits that a home directory or .qmail file must not have.
 const PATERNALISM: u32 = 0o002;
+/// Exit when something is wrong, as of a tool that compares.
+const PROBLEMS: i32 = 1;
 /// Deliveries a spawner does at once unless told otherwise.
 const SPAWN: u32 = 120;
 
@@ -98,7 +104,17 @@ fn showctl(args: Args) -> Result<(), Trouble> {
         out.extend_from_slice(b".\n");
     }
     fd::write_all(fd::OUT, &out).map_err(|e| Trouble::unable("write", "output", e))?;
-    result.map_err(|_| Trouble::exit(exits::TEMPORARY, ""))
+    match result {
+        Ok(Found::Nothing) => Ok(()),
+        Ok(Found::Problems) => Err(Trouble::exit(PROBLEMS, "")),
+        Err(_) => Err(Trouble::exit(exits::TEMPORARY, "")),
+    }
+}
+
+/// Whether something is wrong.
+enum Found {
+    Nothing,
+    Problems,
 }
 
 /// What a file holds may be anything; a terminal gets none of it raw.
@@ -106,8 +122,8 @@ fn printable(byte: u8) -> u8 {
     if matches!(byte, 32..=126) { byte } else { b'?' }
 }
 
-fn show(out: &mut Vec<u8>) -> Result<(), Trouble> {
-    let home = Home::find()?;
+fn show(out: &mut Vec<u8>) -> Result<Found, Trouble> {
+    let home = Home::look()?;
     head(out, &home);
     let control = home.control();
     let names = entries(&home)?;
@@ -123,7 +139,21 @@ fn show(out: &mut Vec<u8>) -> Result<(), Trouble> {
         out.extend(name.iter().copied().map(printable));
         out.extend_from_slice(b": I have no idea what this file does.\n");
     }
-    Ok(())
+    let found = problems::find(&home, &names);
+    findings(out, "notes", &found.notes);
+    findings(out, "problems", &found.problems);
+    Ok(if found.problems.is_empty() { Found::Nothing } else { Found::Problems })
+}
+
+/// As a file that is a list; nothing when there is none.
+fn findings(out: &mut Vec<u8>, heading: &str, list: &[Problem]) {
+    if !list.is_empty() {
+        out.extend_from_slice(format!("\n{heading}: \n").as_bytes());
+    }
+    for problem in list {
+        out.extend(problem.line().into_iter().map(printable));
+        out.push(b'\n');
+    }
 }
 
 /// What is built in, and who the users are.
@@ -254,4 +284,16 @@ fn changed(file: &FileStat) -> (i64, i64) {
 /// A file's status; None when it cannot be seen.
 fn look(path: &[u8]) -> Option<FileStat> {
     stat(fd::path(path)).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn what_is_shown_is_what_daemons_look_at() {
+        let mut shown: Vec<_> = super::FILES.iter().map(|file| file.0).collect();
+        shown.sort_unstable();
+        let mut known = qmail::setup::CONTROLS;
+        known.sort_unstable();
+        assert_eq!(shown, known);
+    }
 }
