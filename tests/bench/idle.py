@@ -33,7 +33,7 @@ def measure():
     with Home() as home:
         home.start()
         port = free_port()
-        argv = ["tcpserver", "-H", "-R", "-l", "test.example", "127.0.0.1", str(port), "qmail-smtpd"]
+        argv = ["tcpserver", *harness.as_owner(), "-H", "-R", "-l", "test.example", "127.0.0.1", str(port), "qmail-smtpd"]
         with Daemon(argv, env=home.env) as smtpd:
             smtpd_up(port)
             wait_for(lambda: "qmail-smtpd" not in harness.family(smtpd.pid).values(), "the session's end")
