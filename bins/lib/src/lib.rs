@@ -25,6 +25,7 @@ pub mod ipme;
 pub mod quote;
 
 pub mod assign;
+pub mod auth;
 pub mod dotqmail;
 pub mod maildir;
 pub mod mbox;

@@ -1,0 +1,48 @@
+//! authask - a checker that lets qmail-authd check
+//!
+//! called by  whoever would run a checker: qmail-smtpd with `authask true`, another popup with `authask pop3`
+//! arguments  word [word ...]: the name of a service of control/authprograms, or its whole command line
+//! runs as    qmaild (own home: the owner), or root
+//! fd 0, 1    the connection; passed to the checker and what it becomes
+//! fd 3       name NUL password NUL timestamp NUL
+//! exit       what checker or program exits with; 1 not acceptable, 2 misused, 111 temporary trouble
+//! touches    run/auth
+//!
+//! It executes nothing. It stays until the session ends, and if it is ended, so is the session.
+#![forbid(unsafe_code)]
+
+use nix::errno::Errno;
+use qmail::auth::door::{self, Request};
+use qmail::fd;
+use qmail::home::Home;
+use qmail::program::{self, Args};
+use qmail::trouble::Trouble;
+
+/// The exit codes of a checker: not acceptable, and misused.
+const REFUSED: i32 = 1;
+const MISUSED: i32 = 2;
+
+fn main() {
+    program::run("authask", "authask word [word ...]", ask)
+}
+
+fn ask(args: Args) -> Result<(), Trouble> {
+    if args.list().is_empty() {
+        return Err(Trouble::exit(MISUSED, "no service named"));
+    }
+    let fields = read_fields()?;
+    let home = Home::find()?;
+    let mut request = Request::new(fields, args.list());
+    let answer = door::ask(&home, &request, fd::IN, fd::OUT);
+    request.forget();
+    Err(Trouble::exit(answer?, ""))
+}
+
+/// What descriptor 3 says, to its end.
+fn read_fields() -> Result<Vec<u8>, Trouble> {
+    let fd3 = fd::take(3).map_err(|e| Trouble::unable("read", "descriptor 3", e))?;
+    fd::read_to_end(&fd3, door::FIELDS_MAX).map_err(|errno| match errno {
+        Errno::EFBIG => Trouble::exit(REFUSED, ""), // nobody has such a password
+        errno => Trouble::unable("read", "descriptor 3", errno),
+    })
+}
