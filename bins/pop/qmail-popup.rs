@@ -1,12 +1,17 @@
-//! qmail-popup - the login of POP3: takes name and password, hands them to a checker
+//! qmail-popup - the login of POP3: takes name and password, and has them checked
 //!
-//! called by  tcpserver                runs as  root, so that the checker can become the user
+//! called by  tcpserver
+//! runs as    qmaild: qmail-authd checks; root: it runs the checker itself, the classic way (own home: the owner)
 //! arguments  hostname subprogram [argument ...]
 //! fd 0, 1    the client; the subprogram gets them too, and fd 3 with name, password, timestamp
 //! exit       1 always: the session is the subprogram's
+//! env        as qmaild the variables of qmail::auth::door go with a login; else the subprogram inherits all
+//! touches    as qmaild run/auth, and executes nothing
 //!
-//! Not a byte behind the login line is read: it belongs to the subprogram. As root in an own home it
-//! becomes the home's owner before it reads anything; without a home it works as it always did.
+//! Not a byte behind the login line is read: it belongs to the subprogram. The classic way forks: the child
+//! talks to the client and gives what a checker reads over a pipe; the parent, which may be root, parses
+//! nothing. As root in an own home it becomes the home's owner before it reads anything; without a home it
+//! works as it always did.
 #![forbid(unsafe_code)]
 
 mod connection;
@@ -14,20 +19,33 @@ mod connection;
 use connection::Answers;
 use nix::errno::Errno;
 use nix::poll::PollFlags;
+use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{MsgFlags, getsockopt, recv, sockopt};
+use nix::unistd::Uid;
+use qmail::auth::door::{self, Request};
+use qmail::auth::wipe;
 use qmail::home::Home;
 use qmail::pop3::{Command, LINE_MAX, Verb};
 use qmail::program::{self, Args, Program, Voice};
+use qmail::sys::memory;
 use qmail::sys::process::{self, End};
 use qmail::timed::{self, Deadline};
 use qmail::trouble::Trouble;
 use qmail::{date, environ, fd};
+use std::os::fd::{AsRawFd, OwnedFd};
 
 /// From the banner to the password: whoever holds the line longer holds others out.
 const LOGIN_SECONDS: u64 = 60;
 
 /// Unknown or failed commands before the line is closed.
 const FAILURES_MAX: u32 = 3;
+
+/// The talk with a client ends by itself: LOGIN_SECONDS, and as long as one answer may take to be sent. A child
+/// that talks for longer is not talking any more.
+const TALK_SECONDS: u64 = 400;
+
+/// What a checker is told: name and password are less than a line each.
+const FIELDS_MAX: usize = 4 * LINE_MAX;
 
 /// What a checker that cannot be executed exits with; answered as every temporary trouble.
 const NOT_RUN: i32 = qmail::exits::TEMPORARY;
@@ -51,21 +69,94 @@ fn session(args: &Args, answers: &mut Answers) -> Result<(), Errno> {
     if subprogram.is_empty() {
         return answers.err("usage: popup hostname subprogram");
     }
-    if let Err(trouble) = Home::find()
-        && environ::get("QMAIL_HOME").is_some()
-    {
-        let _ = fd::write_all(fd::ERR, &[b"qmail-popup: fatal: ", trouble.text().as_slice(), b"\n"].concat());
-        return answers.err("[SYS/TEMP] this server is not set up");
-    }
+    let home = match Home::find() {
+        Ok(home) => Some(home),
+        Err(trouble) if environ::get("QMAIL_HOME").is_some() => {
+            let _ =
+                fd::write_all(fd::ERR, &[b"qmail-popup: fatal: ", trouble.text().as_slice(), b"\n"].concat());
+            return answers.err("[SYS/TEMP] this server is not set up");
+        }
+        Err(_) => None,
+    };
     let mut timestamp = format!("<{}.{}@", std::process::id(), date::now()).into_bytes();
     timestamp.extend_from_slice(host);
     timestamp.push(b'>');
-    answers.put(&[b"+OK ", timestamp.as_slice(), b"\r\n"].concat())?;
-    answers.flush()?;
-    match log_in(answers)? {
-        Some(login) => check(answers, subprogram, login, &timestamp),
-        None => Ok(()),
+    match home.filter(is_behind_door) {
+        Some(home) => {
+            // Here everything is in one process, which has nobody's rights and executes nothing.
+            let Some(fields) = talk(answers, &timestamp)? else { return Ok(()) };
+            ask(answers, &home, subprogram, fields)
+        }
+        None => match talk_in_child(answers, &timestamp)? {
+            Some(fields) => check(answers, subprogram, fields),
+            None => Ok(()),
+        },
     }
+}
+
+/// Whether logins are qmail-authd's affair: we are the account that talks to the network.
+fn is_behind_door(home: &Home) -> bool {
+    let qmaild = home.ids().role("qmaild").filter(|_| !home.ids().is_own());
+    qmaild.is_some_and(|qmaild| qmaild.uid == Uid::effective())
+}
+
+/// The talk with the client, in a process that needs no more than the client and a pipe.
+fn talk_in_child(answers: &mut Answers, timestamp: &[u8]) -> Result<Option<Vec<u8>>, Errno> {
+    let Ok((read, write)) = fd::pipe() else {
+        return answers.err("[SYS/TEMP] unable to open pipe").map(|()| None);
+    };
+    let child = process::fork_child(|| {
+        memory::die_with_parent(Signal::SIGKILL as i32);
+        process::close(read.as_raw_fd());
+        if let Ok(Some(mut fields)) = talk(answers, timestamp) {
+            let _ = fd::write_all(&write, &fields);
+            wipe(&mut fields);
+        }
+        qmail::exits::SUCCESS
+    });
+    let Ok(pid) = child else { return answers.err("[SYS/TEMP] unable to fork").map(|()| None) };
+    drop(write);
+    let fields = read_fields(&read);
+    let _ = kill(pid, Signal::SIGKILL); // it has said everything, or nothing that counts
+    let _ = process::wait(pid);
+    // Three fields or none.
+    Ok(fields
+        .ok()
+        .filter(|fields| fields.ends_with(b"\0") && fields.iter().filter(|b| **b == 0).count() == 3))
+}
+
+/// What the child gives, to its end.
+fn read_fields(pipe: &OwnedFd) -> Result<Vec<u8>, Errno> {
+    let deadline = Deadline::seconds(TALK_SECONDS);
+    let mut fields = Vec::with_capacity(FIELDS_MAX);
+    let mut chunk = [0u8; 1024];
+    loop {
+        let n = timed::read(pipe, &mut chunk, deadline)?;
+        if n == 0 {
+            return Ok(fields);
+        }
+        if fields.len() + n > FIELDS_MAX {
+            return Err(Errno::EFBIG);
+        }
+        fields.extend_from_slice(chunk.get(..n).unwrap_or_default());
+        wipe(&mut chunk);
+    }
+}
+
+/// Greets the client and talks to it until there is a name and a secret: what a checker reads. None when the
+/// client has left or has to. This is the only code that parses what comes from the network, and it needs
+/// nothing but descriptors 0 and 1.
+fn talk(answers: &mut Answers, timestamp: &[u8]) -> Result<Option<Vec<u8>>, Errno> {
+    answers.put(&[b"+OK ", timestamp, b"\r\n"].concat())?;
+    answers.flush()?;
+    let login = log_in(answers)?;
+    answers.flush()?;
+    Ok(login.map(|Login { mut name, mut secret }| {
+        let fields = [name.as_slice(), b"\0", &secret, b"\0", timestamp, b"\0"].concat();
+        wipe(&mut name);
+        wipe(&mut secret);
+        fields
+    }))
 }
 
 /// What a client says it is.
@@ -186,25 +277,39 @@ impl Input {
     }
 }
 
+/// Has qmail-authd run the subprogram, and stays until the session has ended.
+fn ask(answers: &mut Answers, home: &Home, words: &[Vec<u8>], fields: Vec<u8>) -> Result<(), Errno> {
+    let mut request = Request::new(fields, words);
+    let answer = door::ask(home, &request, fd::IN, fd::OUT);
+    request.forget();
+    match answer {
+        Ok(0) => Ok(()),
+        Ok(code) => refuse(answers, code),
+        Err(trouble) => {
+            warn(&trouble);
+            refuse(answers, NOT_RUN)
+        }
+    }
+}
+
 /// Runs the subprogram, which is the session when it accepts, and answers for it when it does not.
-fn check(answers: &mut Answers, subprogram: &[Vec<u8>], login: Login, timestamp: &[u8]) -> Result<(), Errno> {
+fn check(answers: &mut Answers, subprogram: &[Vec<u8>], mut fields: Vec<u8>) -> Result<(), Errno> {
     let name = subprogram.first().map(Vec::as_slice).unwrap_or_default();
     let Some(path) = program::find(name) else {
-        complain(name, Errno::ENOENT);
-        return answers.err("[SYS/TEMP] authorization failed");
+        warn(&Trouble::unable("run", name, Errno::ENOENT));
+        return refuse(answers, NOT_RUN);
     };
     let Ok((read, write)) = fd::pipe() else { return answers.err("[SYS/TEMP] unable to open pipe") };
     let command = process::Command::new(path, subprogram).descriptor(&read, 3);
-    let Ok(pid) = process::fork_child(|| complain(name, command.exec())) else {
+    let Ok(pid) = process::fork_child(|| {
+        warn(&Trouble::unable("run", name, command.exec()));
+        NOT_RUN
+    }) else {
         return answers.err("[SYS/TEMP] unable to fork");
     };
     drop(command);
     drop(read);
-    let Login { mut name, mut secret } = login;
-    let mut fields = [name.as_slice(), b"\0", &secret, b"\0", timestamp, b"\0"].concat();
     let written = fd::write_all(&write, &fields);
-    wipe(&mut name);
-    wipe(&mut secret);
     wipe(&mut fields);
     drop(write);
     let end = process::wait(pid);
@@ -213,15 +318,17 @@ fn check(answers: &mut Answers, subprogram: &[Vec<u8>], login: Login, timestamp:
         (_, Ok(End::Crash(_))) | (_, Err(_)) => answers.err("[SYS/TEMP] aack, child crashed"),
         // A checker may decide without having read all.
         (Err(errno), _) if errno != Errno::EPIPE => answers.err("[SYS/TEMP] unable to write pipe"),
-        (_, Ok(End::Exit(code))) => answers.err(&format!("[{}] authorization failed", response_code(code))),
+        (_, Ok(End::Exit(code))) => refuse(answers, code),
     }
 }
 
-/// A line for the log: without its checker nobody can log in. An exit code for the child that tried.
-fn complain(name: &[u8], errno: Errno) -> i32 {
-    let trouble = Trouble::unable("run", name, errno);
+fn refuse(answers: &mut Answers, code: i32) -> Result<(), Errno> {
+    answers.err(&format!("[{}] authorization failed", response_code(code)))
+}
+
+/// A line for the log: nobody can log in.
+fn warn(trouble: &Trouble) {
     let _ = fd::write_all(fd::ERR, &[b"qmail-popup: warning: ", trouble.text().as_slice(), b"\n"].concat());
-    NOT_RUN
 }
 
 /// The response code (RFC 3206) for a checker's exit code. Checkers of the field refuse with 3 to 20 too.
@@ -231,10 +338,4 @@ fn response_code(exit: i32) -> &'static str {
         1..100 => "AUTH",
         _ => "SYS/TEMP",
     }
-}
-
-/// Overwrites a secret. black_box keeps the compiler from leaving out what nobody reads again.
-fn wipe(secret: &mut [u8]) {
-    secret.fill(0);
-    std::hint::black_box(secret);
 }
