@@ -95,7 +95,7 @@ tree() {
 	done
 	# The group of what is made there is qmail, not that of whoever made it.
 	echo 'd 2755 alias qmail alias'
-	# The socket and its lock: only qmail-queued makes them, everybody connects.
+	# The socket and its lock: only qmail-queued makes them, everybody connects. (And qmail-authd, as root, its own.)
 	echo 'd 0755 qmailq qmail run'
 	# Root's, so that no daemon can put another directory in the place of one of these.
 	echo 'd 0750 root qmail queue'

@@ -9,9 +9,9 @@
 //! touches    as qmaild run/auth, and executes nothing
 //!
 //! Not a byte behind the login line is read: it belongs to the subprogram. The classic way forks: the child
-//! talks to the client and gives what a checker reads over a pipe; the parent, which may be root, parses
-//! nothing. As root in an own home it becomes the home's owner before it reads anything; without a home it
-//! works as it always did.
+//! talks to the client, as qmaild where root is the parent, and gives what a checker reads over a pipe; the
+//! parent parses nothing. As root in an own home it becomes the home's owner before it reads anything;
+//! without a home it works as it always did.
 #![forbid(unsafe_code)]
 
 mod connection;
@@ -81,13 +81,13 @@ fn session(args: &Args, answers: &mut Answers) -> Result<(), Errno> {
     let mut timestamp = format!("<{}.{}@", std::process::id(), date::now()).into_bytes();
     timestamp.extend_from_slice(host);
     timestamp.push(b'>');
-    match home.filter(is_behind_door) {
-        Some(home) => {
+    match &home {
+        Some(home) if is_behind_door(home) => {
             // Here everything is in one process, which has nobody's rights and executes nothing.
             let Some(fields) = talk(answers, &timestamp)? else { return Ok(()) };
-            ask(answers, &home, subprogram, fields)
+            ask(answers, home, subprogram, fields)
         }
-        None => match talk_in_child(answers, &timestamp)? {
+        home => match talk_in_child(answers, home.as_ref(), &timestamp)? {
             Some(fields) => check(answers, subprogram, fields),
             None => Ok(()),
         },
@@ -101,13 +101,20 @@ fn is_behind_door(home: &Home) -> bool {
 }
 
 /// The talk with the client, in a process that needs no more than the client and a pipe.
-fn talk_in_child(answers: &mut Answers, timestamp: &[u8]) -> Result<Option<Vec<u8>>, Errno> {
+fn talk_in_child(
+    answers: &mut Answers,
+    home: Option<&Home>,
+    timestamp: &[u8],
+) -> Result<Option<Vec<u8>>, Errno> {
     let Ok((read, write)) = fd::pipe() else {
         return answers.err("[SYS/TEMP] unable to open pipe").map(|()| None);
     };
     let child = process::fork_child(|| {
-        memory::die_with_parent(Signal::SIGKILL as i32);
         process::close(read.as_raw_fd());
+        if !give_up_root(home) {
+            return NOT_RUN;
+        }
+        memory::die_with_parent(Signal::SIGKILL as i32);
         if let Ok(Some(mut fields)) = talk(answers, timestamp) {
             let _ = fd::write_all(&write, &fields);
             wipe(&mut fields);
@@ -123,6 +130,18 @@ fn talk_in_child(answers: &mut Answers, timestamp: &[u8]) -> Result<Option<Vec<u
     Ok(fields
         .ok()
         .filter(|fields| fields.ends_with(b"\0") && fields.iter().filter(|b| **b == 0).count() == 3))
+}
+
+/// Root's child talks as qmaild, where there is one.
+fn give_up_root(home: Option<&Home>) -> bool {
+    match home.and_then(|home| home.ids().role("qmaild")) {
+        Some(qmaild) if Uid::effective().is_root() => {
+            let became = process::become_user(qmaild.uid, qmaild.gid, &[qmaild.gid]).is_ok();
+            memory::undumpable(); // a new uid may have made it dumpable
+            became
+        }
+        _ => true,
+    }
 }
 
 /// What the child gives, to its end.

@@ -51,7 +51,13 @@ struct File(&'static str, Kind, &'static str, &'static str);
 use Kind::{Database, Int, Line, List, Locals, Me};
 
 /// Every file that control/README.md has, in the order they are shown.
-const FILES: [File; 29] = [
+const FILES: [File; 30] = [
+    File(
+        "authprograms",
+        List("Logins are checked by checkpassword: pop3 runs qmail-pop3d Maildir, true runs true."),
+        "A login may run ",
+        "",
+    ),
     File("badmailfrom", List("Any envelope sender is allowed."), "Mail from ", " is refused"),
     File("bouncefrom", Line("MAILER-DAEMON"), "Bounce user name is ", ""),
     File("bouncehost", Me("bouncehost"), "Bounce host name is ", ""),
