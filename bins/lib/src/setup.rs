@@ -13,7 +13,8 @@ use nix::sys::stat::lstat;
 use nix::unistd::Uid;
 
 /// Every control file that some program reads.
-pub const CONTROLS: [&str; 29] = [
+pub const CONTROLS: [&str; 30] = [
+    "authprograms",
     "badmailfrom",
     "bouncefrom",
     "bouncehost",

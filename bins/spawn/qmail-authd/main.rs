@@ -40,7 +40,8 @@ use qmail::home::Home;
 use qmail::sys::process::{self, End};
 use qmail::sys::{descriptor, signal};
 use qmail::trouble::{Trouble, wording};
-use qmail::{exits, fd, program};
+use qmail::trust::{Kind, Thing};
+use qmail::{exits, fd, program, setup};
 use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -103,7 +104,7 @@ fn serve(args: program::Args) -> Result<(), Trouble> {
         return Err(Trouble::temporary(format!("must be run as uid {us}")));
     }
     home.enter()?;
-    list(&home)?; // what is wrong with it is better heard now
+    check_trust(&home)?;
     let listener = open_socket(&home)?;
     signal::catch(&[Signal::SIGTERM, Signal::SIGCHLD]);
     let limits = Limits::new().map_err(|e| Trouble::unable("get", "random bytes", e))?;
@@ -121,6 +122,19 @@ fn serve(args: program::Args) -> Result<(), Trouble> {
     }
     server.leave();
     Ok(())
+}
+
+/// What it will rely on, before it does: the list, and the checkers in it. What is wrong is better heard now than
+/// at the first login.
+fn check_trust(home: &Home) -> Result<(), Trouble> {
+    let mut things = setup::place(home);
+    things.push(home.thing(Kind::Directory, "control"));
+    things.push(home.thing(Kind::File, "control/authprograms").optional());
+    setup::require(home, &things)?;
+    let checkers = list(home)?;
+    let programs = checkers.iter().map(|service| program_path(home, service));
+    let things: Vec<Thing> = programs.map(|path| setup::program(home, &path).optional()).collect();
+    setup::require(home, &things)
 }
 
 /// Who is already there is found by asking; whoever takes our name later, by looking for ourselves.
