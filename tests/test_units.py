@@ -1,6 +1,7 @@
 """Run scripts and units: a system home under runit, daemontools and systemd, as these really run it."""
 
 import os
+import poplib
 import re
 import shutil
 import signal
@@ -13,11 +14,13 @@ from tests.harness import ROOT, wait_for
 from tests.test_system_home import gid, made, script, sh, uid
 
 TOOLS = os.path.join(ROOT, "tests", "tools", "root", "usr", "bin")
-SERVICES = ["qmail-queued", "qmail-send", "qmail-smtpd"]
+SERVICES = ["qmail-queued", "qmail-send", "qmail-smtpd", "qmail-authd", "qmail-pop3d"]
+PASSWORD = "correct horse"
 
 # What each process is, by the name it was started with: user, group and the further groups.
 WHO = {"qmail-send": ("qmails", "qmail"), "qmail-clean": ("qmailq", "qmail"), "qmail-rspawn": ("qmailr", "qmail"),
-       "qmail-lspawn": ("root", "qmail"), "qmail-queued": ("qmailq", "qmail"), "tcpserver 25": ("qmaild", "nofiles")}
+       "qmail-lspawn": ("root", "qmail"), "qmail-queued": ("qmailq", "qmail"), "tcpserver 25": ("qmaild", "nofiles"),
+       "qmail-authd": ("root", None), "tcpserver 110": ("qmaild", "nofiles")}
 
 
 def tools(*names):
@@ -69,13 +72,14 @@ class Supervised:
         made(cls.HOME, "--me", "test.example")
         cls.env = {"PATH": f"{cls.HOME}/bin:{os.environ['PATH']}", "QMAIL_HOME": cls.HOME}
         sh("useradd -m joe && chmod 711 /home/joe")
+        sh("chpasswd", input=f"joe:{PASSWORD}\n")
         sh("maildirmake Maildir", cwd="/home/joe", env=cls.env, user="joe", group="joe", extra_groups=[])
         sh("usermod -d $QMAIL_HOME/alias alias", env=cls.env)
         cls.begin()
         for name in WHO:
-            if name != "tcpserver 25":  # a socket unit starts it when it is needed
+            if not name.startswith("tcpserver"):  # a socket unit starts it when it is needed
                 cls.one(name)
-        wait_for(cls.greeted, "SMTP to be there")
+        cls.serves()
 
     @classmethod
     def units(cls, kind, directory, *more):
@@ -85,12 +89,16 @@ class Supervised:
         return done.stdout
 
     @classmethod
-    def greeted(cls):
-        try:
-            with smtplib.SMTP("127.0.0.1", 25, timeout=harness.TIMEOUT):
+    def serves(cls):
+        """Waits until SMTP and POP3 are there."""
+        def greeted():
+            try:
+                with smtplib.SMTP("127.0.0.1", 25, timeout=harness.TIMEOUT):
+                    poplib.POP3("127.0.0.1", 110, timeout=harness.TIMEOUT).close()
                 return True
-        except (OSError, smtplib.SMTPException):
-            return False
+            except (OSError, smtplib.SMTPException, poplib.error_proto):
+                return False
+        wait_for(greeted, "SMTP and POP3 to be there")
 
     @classmethod
     def one(cls, name, other_than=()):
@@ -128,23 +136,45 @@ class Supervised:
     def wait_log(self, service, pattern):
         return wait_for(lambda: re.search(pattern, self.log(service), re.M), f"{pattern} in the log of {service}")
 
+    @staticmethod
+    def pop3():
+        """A session of joe's."""
+        client = poplib.POP3("127.0.0.1", 110, timeout=harness.TIMEOUT)
+        client.user("joe")
+        client.pass_(PASSWORD)
+        return client
+
     def flows(self):
+        """A message goes in by SMTP, into the mailbox, and out by POP3; returns its text in the mailbox."""
         with self.smtp() as client:
             subject = self.send(client)
-        return self.arrived(subject)
+        text = self.arrived(subject)
+        for name in os.listdir("/home/joe/Maildir/new"):
+            past = os.path.getmtime(f"/home/joe/Maildir/new/{name}") - 5  # the newest are left for the next session
+            os.utime(f"/home/joe/Maildir/new/{name}", (past, past))
+        client = self.pop3()
+        count = client.stat()[0]
+        found = [n + 1 for n in range(count) if f"Subject: {subject}".encode() in client.top(n + 1, 0)[1]]
+        self.assertEqual(len(found), 1)
+        client.dele(found[0])
+        client.quit()
+        return text
 
     def test_mail_comes_in_and_is_delivered_and_each_service_has_its_log(self):
         self.assertRegex(self.flows(), r"\nReceived: \(qmail \d+ invoked from network\);[^\n]*\n"
                                        r"Received: from unknown \(HELO client.example\) \(127.0.0.1\)\n  by test.example with SMTP")
         self.wait_log("qmail-send", r"starting delivery \d+: msg \d+ to local joe@test.example$")
         self.wait_log("qmail-smtpd", r"tcpserver: ok \d+ test.example:127.0.0.1:25 :127.0.0.1::\d+$")
+        self.wait_log("qmail-pop3d", r"tcpserver: ok \d+ test.example:127.0.0.1:110 :127.0.0.1::\d+$")
+        self.wait_log("qmail-authd", r"joe")
 
     def test_each_daemon_is_who_it_should_be_and_has_no_further_group(self):
         self.flows()
         for name, (user, group) in WHO.items():
             of = status(self.one(name))
-            self.assertEqual((of["Uid"].split(), of["Gid"].split(), of["Groups"].split()),
-                             ([str(uid(user))] * 4, [str(gid(group))] * 4, [str(gid(group))]), name)
+            self.assertEqual(of["Uid"].split(), [str(uid(user))] * 4, name)
+            if group:
+                self.assertEqual((of["Gid"].split(), of["Groups"].split()), ([str(gid(group))] * 4, [str(gid(group))]), name)
         self.assertNotIn("qmail-start", processes())  # no keeper beside the service
 
     def test_a_door_that_is_stopped_stays_stopped_and_mail_is_put_off(self):
@@ -173,10 +203,25 @@ class Supervised:
             client.ehlo()
             old = self.one("tcpserver 25")
             self.restart("qmail-smtpd")
-            wait_for(self.greeted, "a new server")
+            self.serves()
             self.one("tcpserver 25", [old])
             subject = self.send(client)
         self.arrived(subject)
+        client = self.pop3()
+        old, authds = self.one("tcpserver 110"), processes()["qmail-authd"]  # with the child that guards the session
+        self.restart("qmail-pop3d")
+        self.restart("qmail-authd")
+        self.serves()
+        self.one("tcpserver 110", [old])
+        wait_for(lambda: processes().get("qmail-authd", set()) - authds, "a new qmail-authd")
+        client.noop()
+        client.quit()
+
+    def test_a_wrong_password_is_refused(self):
+        client = poplib.POP3("127.0.0.1", 110, timeout=harness.TIMEOUT)
+        self.addCleanup(client.close)
+        client.user("joe")
+        self.assertRaisesRegex(poplib.error_proto, r"-ERR \[AUTH\]", client.pass_, "wrong")
 
     def test_whatever_is_killed_is_started_again_and_mail_flows(self):
         self.flows()
@@ -185,7 +230,7 @@ class Supervised:
                 old = self.one(name)
                 os.kill(old, signal.SIGKILL)
                 if name.startswith("tcpserver"):
-                    wait_for(self.greeted, "a new server")
+                    self.serves()
                 self.one(name, [old])
                 self.flows()
 
@@ -404,7 +449,7 @@ class Systemd(Supervised, unittest.TestCase):
                  f"systemd to run: {cls.machine.log()}")
         cls.units("systemd", f"/proc/{cls.pid()}/root/etc/systemd/system")
         cls.ctl("daemon-reload")
-        cls.ctl("enable", "--now", "qmail-send", "qmail-queued", "qmail-smtpd.socket")
+        cls.ctl("enable", "--now", "qmail-send", "qmail-queued", "qmail-authd", "qmail-smtpd.socket", "qmail-pop3d.socket")
 
     @classmethod
     def own_cgroup(cls):
@@ -473,16 +518,34 @@ class Systemd(Supervised, unittest.TestCase):
         self.do("reload", service)
 
     # What is shut in, and what is as free as the users' programs below it need.
-    SHUT_IN = ["qmail-queued", "qmail-smtpd"]
-    FREE = ["qmail-send"]
+    SHUT_IN = ["qmail-queued", "qmail-smtpd", "qmail-pop3d"]
+    FREE = ["qmail-send", "qmail-authd"]
 
     def test_systemd_finds_nothing_to_say_of_the_units(self):
-        files = [f"/etc/systemd/system/{s}.service" for s in SERVICES] + ["/etc/systemd/system/qmail-smtpd.socket"]
+        files = [f"/etc/systemd/system/{s}.service" for s in SERVICES]
+        files += [f"/etc/systemd/system/{s}.socket" for s in ("qmail-smtpd", "qmail-pop3d")]
         done = self.inside("systemd-analyze", "verify", "--man=no", *files)
         self.assertEqual((done.returncode, done.stdout, done.stderr), (0, "", ""))
         for service in self.SHUT_IN:
             done = self.inside("systemd-analyze", "security", "--threshold=20", "--no-pager", service)
             self.assertEqual(done.returncode, 0, done.stdout)
+
+    def test_logins_with_the_programs_of_the_home_need_no_privilege_to_gain(self):
+        """As the unit's comment says."""
+        drop_in = f"/proc/{self.pid()}/root/etc/systemd/system/qmail-authd.service.d"
+        os.mkdir(drop_in)
+        with open(f"{drop_in}/override.conf", "w") as f:
+            f.write("[Service]\nNoNewPrivileges=yes\nRestrictSUIDSGID=yes\n")
+        try:
+            self.ctl("daemon-reload")
+            self.restart("qmail-authd")
+            of = status(self.main_pid("qmail-authd"))
+            self.assertEqual((of["NoNewPrivs"], of["Seccomp"]), ("1", "2"))
+            self.flows()
+        finally:
+            shutil.rmtree(drop_in)
+            self.ctl("daemon-reload")
+            self.restart("qmail-authd")
 
     def test_without_its_socket_a_server_is_down(self):
         self.flows()
@@ -516,7 +579,8 @@ class Systemd(Supervised, unittest.TestCase):
         for service in self.FREE:
             shown = dict(line.split("=", 1) for line in self.ctl("show", service).splitlines())
             self.assertEqual((shown["NoNewPrivileges"], shown["RestrictSUIDSGID"]), ("no", "no"))
-        for name in ("qmail-lspawn", "qmail-send"):
+            # qmail-send itself may have shut itself in since.
+        for name in ("qmail-lspawn", "qmail-authd"):
             of = status(self.one(name))
             self.assertEqual((of["NoNewPrivs"], of["Seccomp"]), ("0", "0"), name)
 
@@ -527,7 +591,8 @@ class Systemd(Supervised, unittest.TestCase):
 
     def test_each_sees_only_its_part_of_the_machine(self):
         self.flows()
-        for service, writable in (("qmail-queued", ["queue/mess", "queue/pid", "run"]), ("qmail-smtpd", [])):
+        for service, writable in (("qmail-queued", ["queue/mess", "queue/pid", "run"]), ("qmail-smtpd", []),
+                                  ("qmail-pop3d", [])):
             for place in ("", "bin", "control", "users", "tcp", "queue/mess", "queue/pid", "run"):
                 code, said = self.in_mounts_of(service, f"cd {self.HOME}/{place} && : >probe && rm probe")
                 if place in writable:
