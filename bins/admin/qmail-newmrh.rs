@@ -2,9 +2,11 @@
 //!
 //! called by  an administrator         runs as  root; in an own home its owner
 //! touches    control/morercpthosts, .tmp and .cdb beside it
+//! jail       control/; no exec, no network
 //! exit       0 the cdb is new and on disk; 111 trouble, the cdb is as it was
 #![forbid(unsafe_code)]
 
+use jail::{Jail, programs};
 use nix::errno::Errno;
 use nix::sys::stat::{Mode, umask};
 use qmail::cdb::{ReplaceError, TooBig, Writer, replace};
@@ -29,6 +31,7 @@ fn newmrh(args: program::Args) -> Result<(), Trouble> {
     let home = Home::find()?;
     let path = home.path("");
     nix::unistd::chdir(fd::path(&path)).map_err(|e| Trouble::unable("chdir to", &path, e))?;
+    Jail::of(&programs::QMAIL_NEWMRH).home(&home).close()?;
     let text = fd::open_read(SOURCE)
         .and_then(|file| fd::read_to_end(file, SOURCE_MAX))
         .map_err(|e| Trouble::unable("read", SOURCE, e))?;

@@ -2,10 +2,12 @@
 //!
 //! called by  the administrator        runs as  root or qmails (the owner, in an own home)
 //! fd 1       the list; also `warning: trouble with #N: REASON` where a message cannot be read
+//! jail       reads queue/ info local remote todo; no exec, no network
 //! exit       0 done, 111 the queue cannot be read
 //! touches    reads queue/ info, local, remote, bounce, todo, mess; locks and changes nothing
 #![forbid(unsafe_code)]
 
+use jail::{Jail, programs};
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -62,6 +64,10 @@ fn list(out: &mut Out) -> Result<(), Fatal> {
     let home = Home::find().map_err(|trouble| Fatal::Queue(printable(&trouble.text())))?;
     nix::unistd::chdir(fd::path(&home.path("queue")))
         .map_err(|errno| Fatal::Queue(format!("unable to chdir: {}", wording(errno))))?;
+    Jail::of(&programs::QMAIL_QREAD)
+        .home(&home)
+        .close()
+        .map_err(|trouble| Fatal::Queue(printable(&trouble.text())))?;
     for split in 0..SPLIT {
         for number in numbers(&format!("info/{split}"))? {
             match Message::of_info(number) {

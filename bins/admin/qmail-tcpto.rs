@@ -2,10 +2,12 @@
 //!
 //! called by  the administrator           runs as  root or qmailr: the lock needs writing
 //! fd 1       one line an address, and what went wrong
+//! jail       queue/lock/tcpto; no exec, no network
 //! exit       0, 111 trouble
 //! touches    queue/lock/tcpto, reading
 #![forbid(unsafe_code)]
 
+use jail::{Jail, programs};
 use nix::errno::Errno;
 use qmail::home::Home;
 use qmail::program::{self, Args};
@@ -22,6 +24,7 @@ fn list(args: Args) -> Result<(), Trouble> {
     let no_home = |trouble: Trouble| fatal(&[b"unable to chdir: ", trouble.text().as_slice()].concat());
     let home = Home::find().map_err(no_home)?;
     home.enter().map_err(no_home)?;
+    Jail::of(&programs::QMAIL_TCPTO).home(&home).close().map_err(|trouble| fatal(&trouble.text()))?;
     let table = tcpto::Table::open(&home.path(tcpto::FILE)).map_err(|(step, errno)| failed(step, errno))?;
     let now = date::now();
     let lines: Vec<u8> = table.records().iter().filter(|r| r.count > 0).flat_map(|r| line(r, now)).collect();

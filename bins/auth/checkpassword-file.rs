@@ -4,6 +4,7 @@
 //! arguments  file program [argument ...]
 //! runs as    root, or the one user that all lines of the file name
 //! fd 3       name NUL password NUL timestamp NUL
+//! jail       rlimits only: it runs its arguments
 //! exit       1 not acceptable, 2 misused, 111 temporary trouble; else the program's
 //!
 //! Lines are `name:hash:uid:gid:home`; the first of a name counts. The whole file is read and one hash
@@ -13,6 +14,7 @@
 mod crypt;
 mod login;
 
+use jail::{Jail, programs};
 use login::{Account, Login};
 use nix::unistd::{Gid, Uid};
 use qmail::program::{self, Args};
@@ -34,6 +36,7 @@ fn main() {
 fn check(args: Args) -> Result<(), Trouble> {
     let [file, program @ ..] = args.list() else { return Err(login::misused("no file to check against")) };
     let program = login::program_of(program)?;
+    Jail::of(&programs::CHECKPASSWORD_FILE).close()?;
     let mut login = Login::read()?;
     let (found, usual) = look_up(file, &login.name)?;
     let hash = found.as_ref().map(|(hash, _)| hash.as_slice());

@@ -4,6 +4,7 @@
 //! arguments  program [argument ...]
 //! runs as    root
 //! fd 3       name NUL password NUL timestamp NUL
+//! jail       rlimits only: it runs its arguments
 //! exit       1 not acceptable, 2 misused, 111 temporary trouble; else the program's
 //! touches    the account database and the shadow passwords, through the system's library
 #![deny(unsafe_code)] // allowed in crypt and shadow, which speak to C libraries
@@ -12,6 +13,7 @@ mod crypt;
 mod login;
 mod shadow;
 
+use jail::{Jail, programs};
 use login::{Account, Login};
 use nix::unistd::User;
 use qmail::program::{self, Args};
@@ -27,6 +29,7 @@ fn main() {
 
 fn check(args: Args) -> Result<(), Trouble> {
     let program = login::program_of(args.list())?;
+    Jail::of(&programs::CHECKPASSWORD).close()?;
     let mut login = Login::read()?;
     let found = look_up(&login.name)?;
     let verdict = login.check(found.as_ref().map(|(hash, _)| hash.as_slice()), DUMMY);

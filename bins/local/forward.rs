@@ -3,10 +3,12 @@
 //! called by  a .qmail line `|forward address ...`     runs as  the recipient
 //! fd 0       the message, from where it stands
 //! fd 2       `forward: qp PID`, or why not
+//! jail       rlimits only: it may run $QMAILQUEUE, and can no more than its user
 //! exit       0 queued, 100 refused for good or wrong use, 111 try again later
 //! touches    the queue, through qmail-queued or $QMAILQUEUE
 #![forbid(unsafe_code)]
 
+use jail::{Jail, programs};
 use qmail::home::Home;
 use qmail::program::{self, Args};
 use qmail::queue::client::{Outcome, Submission};
@@ -29,6 +31,7 @@ fn forward(args: Args) -> Result<(), Trouble> {
     if args.list().is_empty() {
         return Err(args.wrong());
     }
+    Jail::of(&programs::FORWARD).close()?;
     let mut queue = Submission::open(&Home::find()?).map_err(refusal)?;
     queue.put(&delivered_to);
     if let Err(errno) = queue.put_from(fd::IN) {

@@ -4,9 +4,11 @@
 //! argv       cdb
 //! reads      TCPREMOTEIP (default 0.0.0.0), TCPREMOTEHOST, TCPREMOTEINFO
 //! fd 1       the rule, the variables it sets, allow or deny
+//! jail       reads the cdb; no exec, no network
 //! exit       0; 100 usage; 111 the cdb cannot be read
 #![forbid(unsafe_code)]
 
+use jail::{Jail, programs};
 use qmail::rules::{self, Item, Peer};
 use qmail::trouble::Trouble;
 use qmail::{cdb, environ, fd, program};
@@ -21,6 +23,7 @@ fn tcprulescheck(args: program::Args) -> Result<(), Trouble> {
     let ip = environ::get("TCPREMOTEIP").unwrap_or_else(|| b"0.0.0.0".to_vec());
     let (host, info) = (environ::get("TCPREMOTEHOST"), environ::get("TCPREMOTEINFO"));
     let peer = Peer { ip: &ip, host: host.as_deref(), info: info.as_deref() };
+    Jail::of(&programs::TCPRULESCHECK).place(programs::FILE, name.as_slice()).close()?;
     let cdb = fd::open_read(name).and_then(cdb::Reader::new).map_err(|e| Trouble::unable("read", name, e))?;
     let rule = rules::find(&cdb, &peer).map_err(|e| e.trouble(name))?;
     fd::write_all(fd::OUT, &report(rule)).map_err(|e| Trouble::temporary("unable to write output").because(e))

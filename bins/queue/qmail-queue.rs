@@ -5,9 +5,10 @@
 //! fd 1       the envelope: F sender NUL, T recipient NUL …, NUL
 //! fd 6       (written, if open) a text for users when the exit code is 82
 //! exit       0 on disk for good; 11 52 53 54 61-66 72-74 81 82 91 as in qmail-queue(8)
-//! touches    queue/ where its uid owns queue/mess; elsewhere only the socket run/queue
+//! jail       queue/ mess intd todo pid lock where its uid owns queue/mess, else no file; no new connection, no exec
 #![forbid(unsafe_code)]
 
+use jail::{Jail, programs};
 use nix::sys::signal::Signal;
 use qmail::exits::queue as code;
 use qmail::home::Home;
@@ -56,6 +57,7 @@ fn write_queue(home: &Home) -> Result<(), Trouble> {
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o033));
     home.enter().map_err(|_| exit(code::HOME))?;
     nix::unistd::chdir("queue").map_err(|_| exit(code::QUEUE_DIR))?;
+    Jail::of(&programs::QMAIL_QUEUE).home(home).close().map_err(|_| exit(code::HOME))?;
     let origin = Origin { uid: nix::unistd::getuid(), pid: nix::unistd::getpid() };
     let source = Source { message: Reader::new(fd::IN), envelope: Reader::new(fd::OUT), stall: None };
     accept::accept(home, origin, source).map(|_| ()).map_err(|refusal| exit(refusal.0))
@@ -64,6 +66,7 @@ fn write_queue(home: &Home) -> Result<(), Trouble> {
 /// The socket door: qmail-queued does the same with our descriptors.
 fn ask_server(home: &Home) -> Result<(), Trouble> {
     let connection = door::connect_patiently(home).map_err(exit)?;
+    Jail::of(&programs::QMAIL_QUEUE_ASKING).close().map_err(|_| exit(code::HOME))?;
     door::send_request(&connection, &fd::IN, &fd::OUT);
     let mut answer = Vec::new();
     let mut chunk = [0u8; ANSWER_MAX];

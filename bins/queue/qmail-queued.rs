@@ -4,7 +4,8 @@
 //! socket     run/queue: a byte and two descriptors in (message, envelope), a code and a text out
 //! fd 2       troubles, a line each
 //! exit       0 after TERM, 111 cannot start, or a stranger could spoil the queue
-//! touches    run/queue, run/queue.lock; a forked child for each message writes queue/ as qmail-queue does
+//! jail       queue/ mess intd todo pid lock; no exec. A forked child for each message writes queue/ as
+//!            qmail-queue does, and has only the system calls for it
 //!
 //! Who hands in a message is what the kernel says (SO_PEERCRED): effective uid and pid. A child works on
 //! the caller's descriptors and never changes their flags. It gives up when the caller hangs up before
@@ -12,6 +13,7 @@
 //! the accounts of the home, of the rest each person has a part, and the last are for those who have few.
 #![forbid(unsafe_code)]
 
+use jail::{Jail, programs};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::poll::{PollFd, PollFlags};
@@ -103,6 +105,7 @@ fn serve(args: program::Args) -> Result<(), Trouble> {
     let lock = take_lock()?;
     let listener = open_socket()?;
     nix::unistd::chdir("queue").map_err(|e| Trouble::unable("switch to", "queue", e))?;
+    Jail::of(&programs::QMAIL_QUEUED).home(&home).close()?;
     signal::catch(&[Signal::SIGTERM, Signal::SIGCHLD]);
     let mut server = Server { home, listener, lock, children: Vec::new() };
     while !signal::take(Signal::SIGTERM) {
@@ -248,8 +251,10 @@ fn take_message(home: &Home, origin: Origin, connection: &OwnedFd) -> i32 {
         return code::MEMORY;
     }
     signal::unblock();
+    let jail = Jail::of(&programs::QMAIL_QUEUED_MESSAGE).close();
     let taken = door::receive_request(connection, Deadline::seconds(REQUEST_SECONDS));
     let number = match taken {
+        _ if jail.is_err() => code::HOME,
         Ok((message, envelope)) if !door::is_readable(&message) || !door::is_readable(&envelope) => {
             code::READ
         }

@@ -4,6 +4,7 @@
 //! argument   defaultdelivery: what a user without a .qmail file gets
 //! fd 0       requests of qmail-send: slot, message, sender, recipient
 //! fd 1       first byte: concurrency limit; then one report a request
+//! jail       rlimits only: its children become every user and run what users want
 //! exit       0 no more requests and all reported, 100 no argument, 111 cannot start
 //! touches    queue/mess (reads), users/cdb (in the child)
 //!
@@ -11,6 +12,7 @@
 //! (users/cdb, else qmail-getpw as qmailp), becomes that user for good, and becomes qmail-local.
 #![forbid(unsafe_code)]
 
+use jail::{Jail, programs};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Uid};
 use qmail::assign::{self, User};
@@ -34,6 +36,7 @@ fn main() {
 fn lspawn(args: Args) -> Result<(), Trouble> {
     let [default, ..] = args.list() else { return Err(args.wrong()) };
     let home = Home::find()?;
+    Jail::of(&programs::QMAIL_LSPAWN).close()?;
     let local = Local {
         owner: role(&home, "qmailq")?,
         getpw: home.ids().role("qmailp"),

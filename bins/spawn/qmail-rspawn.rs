@@ -4,10 +4,12 @@
 //! fd 0       requests of qmail-send: slot, message, sender, recipient
 //! fd 1       first byte: concurrency limit; then one report a request
 //! exit       0 no more requests and all reported, 111 cannot start
-//! touches    queue/mess (reads), queue/lock/tcpto (emptied at start)
+//! jail       reads queue/mess and what qmail-remote reads, writes queue/lock/tcpto (emptied at start), executes
+//!            the home's programs only. With another program than ours for qmail-remote rlimits only
 //! env        QMAILREMOTE  a program to run instead of qmail-remote, found through PATH
 #![forbid(unsafe_code)]
 
+use jail::{Jail, programs};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::Uid;
 use qmail::home::Home;
@@ -33,7 +35,26 @@ fn rspawn(args: Args) -> Result<(), Trouble> {
     nix::unistd::chdir(fd::path(&mess)).map_err(|e| Trouble::unable("switch to", &mess, e))?;
     umask(Mode::from_bits_truncate(0o077));
     forget_timeouts(&home);
-    serve(&Remote { owner: qmailq.uid, replacement: environ::get("QMAILREMOTE"), home })
+    let replacement = environ::get("QMAILREMOTE");
+    close_jail(&home, replacement.is_some())?;
+    serve(&Remote { owner: qmailq.uid, replacement, home })
+}
+
+/// A jail is never handed to a program that is not ours: another one may be named by QMAILREMOTE, stand before
+/// ours in PATH, or be a script in its place.
+fn close_jail(home: &Home, replaced: bool) -> Result<(), Trouble> {
+    let path = program::find_in(home, "qmail-remote");
+    let ours = jail::home_of(&home.path("bin/qmail-remote"));
+    if replaced || jail::home_of(&path) != ours || is_script(&path) {
+        return Jail::of(&programs::QMAIL_RSPAWN_OTHER).close();
+    }
+    Jail::of(&programs::QMAIL_RSPAWN).home(home).place(programs::PROGRAMS, ours).close()
+}
+
+/// What cannot be read is none: its interpreter could not read it either.
+fn is_script(path: &[u8]) -> bool {
+    let mut start = [0; 2];
+    fd::open_read(path).is_ok_and(|file| fd::read(&file, &mut start) == Ok(2) && start == *b"#!")
 }
 
 /// A restart is how an administrator says that the network is back. The table only saves time: when it

@@ -3,12 +3,15 @@
 //! called by  qmail-lspawn, for what users/cdb does not cover     runs as  qmailp
 //! argv       local
 //! fd 1       user uid gid home dash ext, each ended by a NUL
-//! reads      the account database, who owns the home directories; accounts of the home
+//! reads      who owns the home directories; accounts of the home
+//! jail       reads the account database where the system keeps it, speaks to its services; no write, no fork,
+//!            no exec, and no network unless nsswitch.conf names a source that may need it
 //! exit       0; 100 no argument; 111 the account database cannot be asked, the home is in trouble;
 //!            115 a home directory cannot be asked about for now; 116 there is no alias account;
 //!            118 the account database is busy (ETXTBSY)
 #![forbid(unsafe_code)]
 
+use jail::{Jail, programs};
 use nix::errno::Errno;
 use nix::sys::stat::stat;
 use nix::unistd;
@@ -34,15 +37,65 @@ fn main() {
 fn getpw(args: program::Args) -> Result<(), Trouble> {
     // No options: the local part of an address may begin with a hyphen.
     let Some(local) = args.list().first() else { return Err(args.wrong()) };
+    let home = Home::find();
+    let profile = if asks_network() { &programs::QMAIL_GETPW_NETWORK } else { &programs::QMAIL_GETPW };
+    Jail::of(profile).close()?;
     let user = match account(local)? {
         Some(user) => user,
         None => {
             complete()?;
-            alias(local)?
+            alias(local, &home?)?
         }
     };
     fd::write_all(fd::OUT, &user.fields())
         .map_err(|e| Trouble::temporary("unable to write output").because(e))
+}
+
+/// Sources of accounts that need files and sockets of this machine only. (Not `ldap`: there are two of that name.)
+const HERE: [&[u8]; 10] = [
+    b"files",
+    b"compat",
+    b"db",
+    b"cache",
+    b"systemd",
+    b"sss",
+    b"extrausers",
+    b"altfiles",
+    b"mymachines",
+    b"winbind",
+];
+
+const NSSWITCH: &str = "/etc/nsswitch.conf";
+
+/// nsswitch.conf is a page of lines.
+const NSSWITCH_MAX: usize = 64 * 1024;
+
+/// Whether a source of accounts may be asked over the network. Denied that, it would be passed over in silence,
+/// and a user with an account would be nobody.
+fn asks_network() -> bool {
+    match fd::read_file(NSSWITCH, NSSWITCH_MAX) {
+        Ok(Some(text)) => text.split(|b| *b == b'\n').any(is_elsewhere),
+        Ok(None) => false, // the C library asks files then
+        Err(_) => true,
+    }
+}
+
+/// Whether a line names a source of accounts that is not known to be here.
+fn is_elsewhere(line: &[u8]) -> bool {
+    let line = line.split(|b| *b == b'#').next().unwrap_or_default();
+    let mut fields = line.splitn(2, |b| *b == b':');
+    let database = fields.next().unwrap_or_default().trim_ascii();
+    if ![b"passwd".as_slice(), b"passwd_compat", b"group", b"initgroups"].contains(&database) {
+        return false;
+    }
+    // `[NOTFOUND=return]` says what to do after a source.
+    let mut bracket = false;
+    fields.next().unwrap_or_default().split(u8::is_ascii_whitespace).any(|word| {
+        bracket |= word.starts_with(b"[");
+        let source = !bracket && !word.is_empty();
+        bracket &= !word.ends_with(b"]");
+        source && !HERE.contains(&word)
+    })
 }
 
 /// The longest user name that the local part begins with.
@@ -109,9 +162,8 @@ fn user(account: unistd::User, dash: Vec<u8>, ext: Vec<u8>) -> User {
 /// Nobody's mail is the alias account's, with the whole local part as extension. Which account that is the
 /// home knows; the account database adds its group and directory only when it speaks of the same uid
 /// (several homes may be on this machine, and only one of them can own the name).
-fn alias(local: &[u8]) -> Result<User, Trouble> {
+fn alias(local: &[u8], home: &Home) -> Result<User, Trouble> {
     let (dash, ext) = (b"-".to_vec(), local.to_vec());
-    let home = Home::find()?;
     let role = home.ids().role("alias");
     if let Ids::System(_) = home.ids()
         && let Some(found) = named(b"alias")?
@@ -126,6 +178,24 @@ fn alias(local: &[u8]) -> Result<User, Trouble> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_sources_known_to_be_here_need_no_network() {
+        for here in [
+            "passwd: files systemd",
+            "passwd:compat # nis",
+            "hosts: files dns",
+            "",
+            "passwd: files [NOTFOUND=return] sss",
+        ] {
+            assert!(!is_elsewhere(here.as_bytes()), "{here}");
+        }
+        for elsewhere in
+            ["passwd: files ldap", "passwd_compat: nis", " passwd :\tfiles [ NOTFOUND=return ] x"]
+        {
+            assert!(is_elsewhere(elsewhere.as_bytes()), "{elsewhere}");
+        }
+    }
 
     #[test]
     fn the_longest_name_is_tried_first_and_a_very_long_one_never() {

@@ -2,9 +2,11 @@
 //!
 //! called by  an administrator, scripts/mkhome     runs as  root; in an own home its owner
 //! touches    users/assign, users/cdb.tmp, users/cdb of the home
+//! jail       users/; no exec, no network
 //! exit       0 users/cdb is new and on disk; 111 trouble, users/cdb is as it was
 #![forbid(unsafe_code)]
 
+use jail::{Jail, programs};
 use nix::sys::stat::{Mode, umask};
 use qmail::assign::{self, Bad};
 use qmail::cdb::{self, ReplaceError};
@@ -24,6 +26,7 @@ fn newu(args: program::Args) -> Result<(), Trouble> {
     umask(Mode::from_bits_truncate(0o033));
     let home = Home::find()?;
     home.enter()?;
+    Jail::of(&programs::QMAIL_NEWU).home(&home).close()?;
     let file = fd::open_read("users/assign").map_err(|e| Trouble::unable("open", "users/assign", e))?;
     let text = fd::read_to_end(file, ASSIGN_MAX).map_err(|e| Trouble::unable("read", "users/assign", e))?;
     let bytes = assign::compile(&text).map_err(|bad| {

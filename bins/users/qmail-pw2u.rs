@@ -4,9 +4,11 @@
 //! fd 0       name:password:uid:gid:gecos:home:shell lines
 //! fd 1       the lines of users/assign, only when all went well
 //! reads      users/include exclude mailnames subusers append; who owns the home directories
+//! jail       reads users/; no exec, no network
 //! exit       0; 100 usage; 111 trouble, a home directory missing with -h, no account alias
 #![forbid(unsafe_code)]
 
+use jail::{Jail, programs};
 use nix::errno::Errno;
 use nix::sys::stat::stat;
 use qmail::control::{self, Map, Set};
@@ -29,6 +31,7 @@ fn pw2u(args: program::Args) -> Result<(), Trouble> {
     let home = Home::find()?;
     let users = home.path("users");
     nix::unistd::chdir(fd::path(&users)).map_err(|e| Trouble::unable("chdir to", &users, e))?;
+    Jail::of(&programs::QMAIL_PW2U).home(&home).close()?;
     let lists = Lists::read()?;
     let input = fd::read_to_end(fd::IN, INPUT_MAX)
         .map_err(|e| Trouble::temporary("unable to read input").because(e))?;

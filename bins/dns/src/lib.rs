@@ -74,6 +74,11 @@ impl Resolver {
         Resolver::at(servers::find())
     }
 
+    /// The ports of its servers: where a jail must let it go.
+    pub fn ports(&self) -> impl Iterator<Item = u16> {
+        self.servers.iter().map(SocketAddr::port)
+    }
+
     /// With these servers, asked in this order. Without any, every question is Temporary.
     pub fn at(servers: Vec<SocketAddr>) -> Resolver {
         Resolver { servers, patience: PATIENCE }

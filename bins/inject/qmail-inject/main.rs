@@ -3,6 +3,7 @@
 //! called by  people, scripts, mail readers, sendmail      runs as  the caller; in an own home root becomes its owner
 //! fd 0       the message
 //! fd 1       with -n, the message as it would be queued
+//! jail       rlimits only: it may run $QMAILQUEUE, and can no more than its caller
 //! exit       0 queued (or printed), 100 wrong use, bad address or refused for good, 111 temporary trouble
 //! touches    control/defaulthost defaultdomain plusdomain idhost me, $QMAILMFTFILE, the queue
 //!
@@ -14,6 +15,7 @@ mod identity;
 
 use compose::{Composed, Settings};
 use identity::{Identity, Letters};
+use jail::{Jail, programs};
 use nix::errno::Errno;
 use qmail::address::{self, Completion};
 use qmail::control::{self, Control};
@@ -50,6 +52,7 @@ fn spoken(trouble: Trouble) -> Trouble {
 
 fn inject(args: &Args) -> Result<(), Trouble> {
     let request = Request::of(args)?;
+    Jail::of(&programs::QMAIL_INJECT).close()?;
     let home = Home::find()?;
     let control = home.control();
     let completion = completion(&control)?;

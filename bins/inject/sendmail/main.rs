@@ -3,12 +3,14 @@
 //! called by  mail readers, cron, scripts; as `mailq` for the queue's contents
 //! runs as    the caller; in an own home root becomes its owner
 //! fd 0       the message, or with -bs the SMTP client
+//! jail       rlimits only: it becomes another program
 //! exit       of qmail-inject, qmail-smtpd or qmail-qread, which it becomes; 100 wrong use, 111 cannot become it
 //! touches    nothing itself
 #![forbid(unsafe_code)]
 
 mod options;
 
+use jail::{Jail, programs};
 use options::{Mode, Options};
 use qmail::environ::{self, Environ};
 use qmail::home::Home;
@@ -37,6 +39,7 @@ fn main() -> ! {
 
 fn sendmail(args: Args) -> Result<(), Trouble> {
     args.none()?;
+    Jail::of(&programs::SENDMAIL).close()?;
     let options = Options::parse(args.list())?;
     let mut environ = Environ::inherited();
     match options.mode {

@@ -46,9 +46,9 @@ fn tables(out: &mut String) -> std::fmt::Result {
 fn files(profile: &Profile) -> String {
     match profile.lock {
         Lock::Limits => "its user's".to_string(),
-        Lock::Jail(_) if profile.stays => "none; what was open before stays so".to_string(),
+        Lock::Jail(_) if profile.stays => "as before".to_string(),
         Lock::Jail(_) if profile.files.is_empty() => "none".to_string(),
-        Lock::Jail(_) => profile.files.iter().map(place).collect::<Vec<_>>().join("; "),
+        Lock::Jail(_) => profile.places().map(place).collect::<Vec<_>>().join("; "),
     }
 }
 
@@ -64,6 +64,7 @@ fn place(place: &Place) -> String {
 
 fn network(profile: &Profile) -> String {
     match profile.network {
+        Network::None if profile.stays => "as before, no new connection".to_string(),
         Network::None => "none".to_string(),
         Network::Local(what) | Network::Ports(what) | Network::Any(what) => what.to_string(),
     }

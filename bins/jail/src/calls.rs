@@ -2,8 +2,8 @@
 //!
 //! Lists hold what musl, glibc and std make of the functions we use, on every architecture; a call that an
 //! architecture does not have is left out there. None has execve, fork, clone, ptrace, kill, mount,
-//! ioctl (but for the few named), or memory that is writable first and executed later - except where a
-//! program starts one of ours (`START`) or loads libraries (`LIBRARIES`).
+//! ioctl (but for the few named), or memory that may be executed - except where a program loads libraries
+//! (`LIBRARIES`).
 #![forbid(unsafe_code)]
 
 /// A system call.
@@ -146,8 +146,8 @@ pub static LINK: Group = Group {
 pub static SYNC: Group =
     Group { name: "sync", calls: calls![SYS_fsync, SYS_fdatasync, SYS_syncfs, SYS_sync_file_range] };
 
-/// Writing at a place of a file.
-pub static PATCH: Group = Group { name: "patch", calls: calls![SYS_pwrite64] };
+/// Reading and writing at a place of a file.
+pub static PATCH: Group = Group { name: "patch", calls: calls![SYS_pread64, SYS_pwrite64] };
 
 /// Locking whole files.
 pub static LOCK: Group = Group { name: "lock", calls: calls![SYS_flock] };
@@ -159,6 +159,9 @@ pub static ALARM: Group = Group {
         #[cfg(target_arch = "x86_64")]
         SYS_alarm,
         SYS_setitimer,
+        SYS_timer_create,
+        SYS_timer_settime,
+        SYS_timer_delete,
     ],
 };
 
@@ -177,6 +180,9 @@ pub static TALK: Group = Group {
         SYS_shutdown,
     ],
 };
+
+/// New pipes.
+pub static PIPES: Group = Group { name: "pipes", calls: calls![SYS_pipe2] };
 
 /// Is it a terminal?
 pub static TERMINAL: Group = Group {
@@ -241,5 +247,70 @@ pub static NARROW: Group = Group {
         SYS_getrlimit,
         #[cfg(target_arch = "x86_64")]
         SYS_setrlimit,
+    ],
+};
+
+/// Loading shared libraries: memory that may be executed.
+pub static LIBRARIES: Group = Group {
+    name: "libraries",
+    calls: calls![
+        SYS_mmap,
+        SYS_mprotect,
+        #[cfg(target_arch = "x86_64")]
+        SYS_access,
+        SYS_faccessat,
+        SYS_faccessat2,
+        #[cfg(target_arch = "x86_64")]
+        SYS_readlink,
+        SYS_readlinkat,
+        SYS_getcwd,
+        SYS_uname,
+        SYS_prlimit64,
+        SYS_sched_getaffinity,
+        SYS_membarrier,
+    ],
+};
+
+/// What the clients of account services (nscd, sssd, systemd, directories) do beside talking.
+pub static SERVICES: Group = Group {
+    name: "services",
+    calls: calls![
+        SYS_getgid,
+        SYS_getegid,
+        SYS_getppid,
+        SYS_getresuid,
+        SYS_getresgid,
+        SYS_getgroups,
+        SYS_dup,
+        SYS_dup3,
+        SYS_flock,
+        SYS_statfs,
+        SYS_fstatfs,
+        SYS_sched_yield,
+        SYS_clock_getres,
+        SYS_sysinfo,
+        SYS_socketpair,
+        SYS_sendmmsg,
+        SYS_recvmmsg,
+        #[cfg(target_arch = "x86_64")]
+        SYS_select,
+        SYS_pselect6,
+        #[cfg(target_arch = "x86_64")]
+        SYS_epoll_create,
+        SYS_epoll_create1,
+        SYS_epoll_ctl,
+        #[cfg(target_arch = "x86_64")]
+        SYS_epoll_wait,
+        SYS_epoll_pwait,
+        SYS_eventfd2,
+        SYS_timerfd_create,
+        SYS_timerfd_settime,
+        SYS_signalfd4,
+        SYS_inotify_init1,
+        SYS_inotify_add_watch,
+        SYS_memfd_create,
+        SYS_ftruncate,
+        #[cfg(target_arch = "x86_64")]
+        SYS_time,
     ],
 };

@@ -21,7 +21,7 @@ const LINKING: ABI = ABI::V2;
 /// Restricts this process. Where the kernel has no Landlock nothing happens; where it has an old one, what
 /// that one knows.
 pub fn restrict(profile: &Profile, places: &[(OwnedFd, May)], ports: &[u16]) -> Result<(), RulesetError> {
-    if profile.files.iter().any(|place| place.may & MOVE != 0) && !has_fs(AccessFs::Refer) {
+    if profile.places().any(|place| place.may & MOVE != 0) && !has_fs(AccessFs::Refer) {
         return Ok(());
     }
     let mut ruleset = Ruleset::default()

@@ -32,6 +32,7 @@ use qmail::fd;
 use qmail::home::Home;
 use qmail::trouble::Trouble;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 
 /// A jail that is still open.
 pub struct Jail<'a> {
@@ -81,7 +82,7 @@ impl<'a> Jail<'a> {
     /// or closed to us anyway needs no permission.
     fn places(&self) -> Result<Vec<(OwnedFd, profile::Access)>, Trouble> {
         let mut found = Vec::new();
-        for place in self.profile.files {
+        for place in self.profile.places() {
             match place.at {
                 Where::Home(name) => {
                     let home = self.home.ok_or_else(|| trouble("no home was given"))?;
@@ -120,18 +121,28 @@ fn open(
     Ok(())
 }
 
-/// What symbolic links directly in this directory lead to: `control/me` may be a link to /etc/mailname.
+/// What symbolic links directly in this directory lead to: `control/me` may be a link to /etc/mailname. The
+/// directory of the target, for the file may be replaced; but never all of the system.
 fn links(
     directory: &[u8],
     may: profile::Access,
     found: &mut Vec<(OwnedFd, profile::Access)>,
 ) -> Result<(), Trouble> {
-    use std::os::unix::ffi::OsStrExt;
     let Ok(entries) = std::fs::read_dir(fd::path(directory)) else { return Ok(()) };
     for entry in entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_symlink())) {
-        open(&[directory, b"/", entry.file_name().as_bytes()].concat(), may, found)?;
+        let link = [directory, b"/", entry.file_name().as_bytes()].concat();
+        open(&home_of(&link), may, found)?;
     }
     Ok(())
+}
+
+/// The directory that a file really lies in, or the file itself where that is the root or not to be found.
+pub fn home_of(path: &[u8]) -> Vec<u8> {
+    let Ok(target) = std::fs::canonicalize(fd::path(path)) else { return path.to_vec() };
+    match target.parent() {
+        Some(directory) if directory.parent().is_some() => directory.as_os_str().as_bytes().to_vec(),
+        _ => path.to_vec(),
+    }
 }
 
 /// rlimits: no core dump, it would hold other people's mail, and no further process for who starts none. Where

@@ -95,7 +95,7 @@ pub struct Profile {
     pub part: &'static str,
     /// As whom it runs in a system home.
     pub uid: &'static str,
-    pub files: &'static [Place],
+    pub files: &'static [&'static [Place]],
     pub network: Network,
     pub exec: Exec,
     pub lock: Lock,
@@ -135,7 +135,7 @@ impl Profile {
         Profile { part, ..self }
     }
 
-    pub const fn files(self, files: &'static [Place]) -> Profile {
+    pub const fn files(self, files: &'static [&'static [Place]]) -> Profile {
         Profile { files, ..self }
     }
 
@@ -167,9 +167,13 @@ impl Profile {
         matches!(self.lock, Lock::Jail(_))
     }
 
+    pub fn places(&self) -> impl Iterator<Item = &'static Place> {
+        self.files.iter().copied().flatten()
+    }
+
     /// Whether it can only be closed with a home.
     pub fn needs_home(&self) -> bool {
-        self.files.iter().any(|place| matches!(place.at, Where::Home(_)))
+        self.places().any(|place| matches!(place.at, Where::Home(_)))
     }
 
     /// Whether seccomp limits its system calls.

@@ -1,41 +1,335 @@
 //! programs - what each program may do: the one manifest
 //!
-//! A program's own constant is the only one that ends up in its binary. doc/security.md shows all of them
-//! (`cargo run -p jail --example table`), and `scripts/check` compares.
+//! A program's own constants are the only ones that end up in its binary. doc/security.md shows all of them
+//! (`scripts/security-tables`), and `scripts/check` compares.
+//!
+//! A place of a program that lives long is a directory wherever its files may be replaced by rename: the
+//! permission would stay with the old file.
 #![forbid(unsafe_code)]
 
-use crate::calls::{FILES, RENAME, RUN, TALK, UNIX, UNLINK as REMOVE};
+use crate::calls::{
+    ADDRESSES, ALARM, FILES, INTERNET, LIBRARIES, LINK, LOCK, NARROW, PATCH, PIPES, RENAME, RUN, SERVICES,
+    SYNC, TALK, TERMINAL, UNIX, UNLINK as REMOVE,
+};
 use crate::profile::{
-    CREATE, LIST, MOVE, Network, Place, Profile, READ, UNLINK, WRITE,
-    Where::{Home, Path},
+    Access, CREATE, EXECUTE, LINKS, LIST, MKDIR, MOVE, Network, Place, Profile, READ, TRUNCATE, UNLINK,
+    WRITE, Where,
+    Where::{Given, Home, Path},
 };
 
-const fn place(at: crate::profile::Where, may: crate::profile::Access) -> Place {
+/// Names of places that only the program can tell.
+pub const PROGRAMS: &str = "the directory of the home's programs";
+pub const TARGET: &str = "the directories of the files named";
+pub const FILE: &str = "the file named";
+
+const fn place(at: Where, may: Access) -> Place {
     Place { at, may }
 }
 
+/// What `qmail::queue::accept` does.
+const ACCEPT: &[Place] = &[
+    place(Home("queue/pid"), READ | WRITE | CREATE | UNLINK | MOVE),
+    place(Home("queue/mess"), LIST | CREATE | UNLINK | MOVE),
+    place(Home("queue/intd"), READ | WRITE | CREATE | UNLINK | MOVE),
+    place(Home("queue/todo"), LIST | CREATE | UNLINK | MOVE),
+    place(Home("queue/lock"), WRITE),
+];
+
+/// What a program of ours needs to find its home, and to start where it is not static.
+const START: &[Place] = &[
+    place(Given(PROGRAMS), READ | EXECUTE), // the kernel asks for both
+    place(Home("users/ids"), READ),
+    place(Path("/lib64/ld-linux-x86-64.so.2"), READ | EXECUTE),
+    place(Path("/lib/ld-linux-aarch64.so.1"), READ | EXECUTE),
+    place(Path("/lib"), READ),
+    place(Path("/lib64"), READ),
+    place(Path("/usr/lib"), READ),
+    place(Path("/usr/lib64"), READ),
+    place(Path("/usr/local/lib"), READ),
+];
+
+/// Where the system keeps what its own libraries read.
+const SYSTEM: &[Place] =
+    &[place(Path("/etc"), READ), place(Path("/run"), READ), place(Path("/var/run"), READ)];
+
+// ---- net
+
+pub static TCPSERVER: Profile =
+    Profile::limits("tcpserver", "root until it listens, then `-u` `-g`", "its arguments");
+
+pub static TCPRULES: Profile = Profile::jail("tcprules", "its caller").files(&[&[
+    place(Given(TARGET), LIST | WRITE | TRUNCATE | CREATE | UNLINK | MOVE),
+    place(Given(FILE), WRITE | TRUNCATE),
+]]);
+
+pub static TCPRULESCHECK: Profile =
+    Profile::jail("tcprulescheck", "its caller").files(&[&[place(Given(FILE), READ)]]);
+
+// ---- smtp
+
+pub static QMAIL_SMTPD: Profile = Profile::jail("qmail-smtpd", "qmaild")
+    .files(&[&[place(Home("run"), LIST)]])
+    .network(Network::Local("the connection; sockets of this machine (`run/queue`)"))
+    .calls(&[&RUN, &FILES, &TALK, &UNIX, &ADDRESSES, &PIPES, &TERMINAL]);
+
+pub static QMAIL_SMTPD_OWN: Profile = Profile::jail("qmail-smtpd", "the owner")
+    .part("where its user owns the queue")
+    .files(&[&[place(Home("run"), LIST)], ACCEPT, START])
+    .network(Network::Local("the connection; sockets of this machine (`run/queue`)"))
+    .executes("bin/qmail-queue, when nobody listens at `run/queue`");
+
+pub static QMAIL_SMTPD_FILTER: Profile =
+    Profile::limits("qmail-smtpd", "qmaild", "`$QMAILQUEUE`").part("with QMAILQUEUE");
+
+// ---- inject
+
+pub static QMAIL_INJECT: Profile = Profile::limits(
+    "qmail-inject",
+    "its caller",
+    "`$QMAILQUEUE`, bin/qmail-queue; it can no more than who calls it",
+);
+
+pub static SENDMAIL: Profile =
+    Profile::limits("sendmail", "its caller", "qmail-inject, qmail-smtpd, qmail-qread");
+
+// ---- queue
+
+pub static QMAIL_QUEUE: Profile = Profile::jail("qmail-queue", "its caller, who owns the queue")
+    .part("writing the queue")
+    .files(&[ACCEPT])
+    .calls(&[&RUN, &FILES, &REMOVE, &LINK, &SYNC, &ALARM]);
+
+pub static QMAIL_QUEUE_ASKING: Profile = Profile::jail("qmail-queue", "its caller")
+    .part("asking qmail-queued")
+    .network(Network::Local("the connection to `run/queue`"))
+    .calls(&[&RUN, &TALK]);
+
+pub static QMAIL_QUEUED: Profile = Profile::jail("qmail-queued", "qmailq")
+    .files(&[ACCEPT])
+    .network(Network::Local("the socket `run/queue`"))
+    .forks();
+
+pub static QMAIL_QUEUED_MESSAGE: Profile = Profile::jail("qmail-queued", "qmailq")
+    .part("a child, for one message")
+    .calls(&[&RUN, &FILES, &REMOVE, &LINK, &SYNC, &ALARM, &TALK])
+    .stays();
+
+const SEND: &[Place] = &[
+    place(Home("control"), READ | LINKS),
+    place(Home("queue/info"), READ | LIST | WRITE | TRUNCATE | CREATE | UNLINK),
+    place(Home("queue/local"), READ | LIST | WRITE | TRUNCATE | CREATE | UNLINK),
+    place(Home("queue/remote"), READ | LIST | WRITE | TRUNCATE | CREATE | UNLINK),
+    place(Home("queue/bounce"), READ | LIST | WRITE | TRUNCATE | CREATE | UNLINK),
+    place(Home("queue/mess"), READ | LIST),
+    place(Home("queue/todo"), READ | LIST),
+    place(Home("queue/lock"), READ | WRITE),
+    place(Home("run"), LIST),
+];
+
+pub static QMAIL_SEND: Profile = Profile::jail("qmail-send", "qmails")
+    .files(&[SEND])
+    .network(Network::Local("sockets of this machine (`run/queue`)"));
+
+pub static QMAIL_SEND_OWN: Profile = Profile::jail("qmail-send", "the owner")
+    .part("where its user owns the queue")
+    .files(&[SEND, ACCEPT, START])
+    .network(Network::Local("sockets of this machine (`run/queue`)"))
+    .executes("bin/qmail-queue, when nobody listens at `run/queue`");
+
+pub static QMAIL_SEND_FILTER: Profile =
+    Profile::limits("qmail-send", "qmails", "`$QMAILQUEUE`").part("with QMAILQUEUE");
+
 pub static QMAIL_CLEAN: Profile = Profile::jail("qmail-clean", "qmailq")
-    .files(&[
+    .files(&[&[
         place(Home("queue/mess"), READ | UNLINK),
         place(Home("queue/intd"), LIST | UNLINK),
         place(Home("queue/todo"), UNLINK),
         place(Home("queue/pid"), LIST | READ | UNLINK),
-    ])
+    ]])
     .calls(&[&RUN, &FILES, &REMOVE]);
 
-pub static QMAIL_POP3D: Profile = Profile::jail("qmail-pop3d", "the user")
+// ---- spawn
+
+pub static QMAIL_START: Profile =
+    Profile::limits("qmail-start", "root, or the owner", "the daemons and the logger, each as its user");
+
+pub static QMAIL_LSPAWN: Profile = Profile::limits(
+    "qmail-lspawn",
+    "root, or the owner",
+    "qmail-getpw as qmailp, qmail-local as the recipient",
+);
+
+pub static QMAIL_RSPAWN: Profile = Profile::jail("qmail-rspawn", "qmailr")
     .files(&[
+        &[
+            place(Home("control"), READ | LINKS),
+            place(Home("queue/mess"), READ),
+            place(Home("queue/lock"), READ | WRITE),
+        ],
+        START,
+        SYSTEM,
+    ])
+    .network(Network::Any("not limited: qmail-remote's"))
+    .executes("qmail-remote");
+
+pub static QMAIL_RSPAWN_OTHER: Profile =
+    Profile::limits("qmail-rspawn", "qmailr", "`$QMAILREMOTE`, or a script in the place of qmail-remote")
+        .part("with another program");
+
+// ---- local
+
+pub static QMAIL_LOCAL: Profile = Profile::limits("qmail-local", "the recipient", "what `.qmail` says");
+
+pub static FORWARD: Profile = Profile::limits("forward", "the recipient", "`$QMAILQUEUE`, bin/qmail-queue");
+
+pub static MAILDIRMAKE: Profile =
+    Profile::jail("maildirmake", "its caller").files(&[&[place(Given(TARGET), LIST | MKDIR)]]);
+
+// ---- remote
+
+pub static QMAIL_REMOTE: Profile = Profile::jail("qmail-remote", "qmailr")
+    .network(Network::Ports("TCP to the port of SMTP (or of the route) and those of the DNS servers; UDP"))
+    .calls(&[&RUN, &TALK, &INTERNET, &PATCH, &LOCK, &NARROW]);
+
+pub static QMAIL_REMOTE_TALKING: Profile = Profile::jail("qmail-remote", "qmailr")
+    .part("once it is connected")
+    .network(Network::Ports("the one connection"))
+    .calls(&[&RUN, &TALK])
+    .stays();
+
+// ---- users
+
+/// Sources of accounts may be anywhere the system keeps libraries, settings, sockets and databases.
+const ACCOUNTS: &[Place] = &[
+    place(Path("/lib"), READ | LIST),
+    place(Path("/lib64"), READ | LIST),
+    place(Path("/usr"), READ | LIST),
+    place(Path("/opt"), READ | LIST),
+    place(Path("/nix/store"), READ | LIST),
+    place(Path("/gnu/store"), READ | LIST),
+    place(Path("/etc"), READ | LIST),
+    place(Path("/run"), READ | LIST),
+    place(Path("/var/run"), READ | LIST),
+    place(Path("/var/db"), READ | LIST),
+    place(Path("/var/cache/nscd"), READ | LIST),
+    place(Path("/var/lib/extrausers"), READ | LIST),
+    place(Path("/var/lib/misc"), READ | LIST),
+    place(Path("/var/lib/sss"), READ | LIST),
+    place(Path("/var/yp"), READ | LIST),
+    place(Path("/dev/null"), READ),
+    place(Path("/dev/urandom"), READ),
+];
+
+pub static QMAIL_GETPW: Profile = Profile::jail("qmail-getpw", "qmailp")
+    .files(&[ACCOUNTS])
+    .network(Network::Local("sockets of this machine (nscd, sssd, systemd)"))
+    .calls(&[&RUN, &FILES, &LIBRARIES, &TALK, &UNIX, &ADDRESSES, &PIPES, &SERVICES]);
+
+pub static QMAIL_GETPW_NETWORK: Profile = Profile::jail("qmail-getpw", "qmailp")
+    .part("where nsswitch.conf names a source that may be elsewhere")
+    .files(&[ACCOUNTS])
+    .network(Network::Any("not limited"))
+    .calls(&[&RUN, &FILES, &LIBRARIES, &TALK, &UNIX, &ADDRESSES, &PIPES, &SERVICES, &INTERNET]);
+
+pub static QMAIL_NEWU: Profile = Profile::jail("qmail-newu", "root, or the owner")
+    .files(&[&[place(Home("users"), READ | LINKS | LIST | WRITE | TRUNCATE | CREATE | UNLINK)]]);
+
+pub static QMAIL_PW2U: Profile =
+    Profile::jail("qmail-pw2u", "its caller").files(&[&[place(Home("users"), READ | LIST | LINKS)]]);
+
+// ---- pop
+
+pub static QMAIL_POPUP: Profile = Profile::limits("qmail-popup", "root, or the owner", "its arguments");
+
+pub static QMAIL_POP3D: Profile = Profile::jail("qmail-pop3d", "the user")
+    .files(&[&[
         place(Path("new"), LIST | READ | UNLINK | MOVE),
         place(Path("cur"), LIST | READ | UNLINK | CREATE | MOVE),
         place(Path("tmp"), LIST | UNLINK),
         place(Path("maildirsize"), WRITE),
         place(Path("dovecot-uidlist"), READ),
-    ])
+    ]])
+    .network(Network::Local("the connection"))
     .calls(&[&RUN, &FILES, &REMOVE, &RENAME, &TALK]);
+
+// ---- auth
+
+pub static CHECKPASSWORD: Profile = Profile::limits("checkpassword", "root, then the user", "its arguments");
+
+pub static CHECKPASSWORD_FILE: Profile = Profile::limits(
+    "checkpassword-file",
+    "root, or the one user of its file; then the user",
+    "its arguments",
+);
+
+// ---- admin
+
+pub static QMAIL_SHOWCTL: Profile = Profile::jail("qmail-showctl", "its caller")
+    .files(&[&[place(Home("control"), READ | LIST | LINKS), place(Home("users"), READ | LIST | LINKS)]]);
+
+pub static QMAIL_QREAD: Profile = Profile::jail("qmail-qread", "root or qmails").files(&[&[
+    place(Home("queue/info"), READ | LIST),
+    place(Home("queue/local"), READ),
+    place(Home("queue/remote"), READ),
+    place(Home("queue/todo"), READ | LIST),
+]]);
+
+pub static QMAIL_QSTAT: Profile =
+    Profile::limits("qmail-qstat", "root, or group qmail", "a shell script: find, wc and the like");
+
+pub static QMAIL_TCPTO: Profile =
+    Profile::jail("qmail-tcpto", "root or qmailr").files(&[&[place(Home("queue/lock/tcpto"), READ | WRITE)]]);
+
+pub static QMAIL_TCPOK: Profile =
+    Profile::jail("qmail-tcpok", "root or qmailr").files(&[&[place(Home("queue/lock/tcpto"), WRITE)]]);
+
+pub static QMAIL_NEWMRH: Profile = Profile::jail("qmail-newmrh", "root, or the owner")
+    .files(&[&[place(Home("control"), READ | LINKS | LIST | WRITE | TRUNCATE | CREATE | UNLINK)]]);
 
 pub static SPLOGGER: Profile = Profile::jail("splogger", "qmaill")
     .network(Network::Local("the socket /dev/log"))
     .calls(&[&RUN, &TALK, &UNIX]);
 
 /// All of them, in the order of the table.
-pub static ALL: &[&Profile] = &[&QMAIL_CLEAN, &QMAIL_POP3D, &SPLOGGER];
+pub static ALL: &[&Profile] = &[
+    &TCPSERVER,
+    &TCPRULES,
+    &TCPRULESCHECK,
+    &QMAIL_SMTPD,
+    &QMAIL_SMTPD_OWN,
+    &QMAIL_SMTPD_FILTER,
+    &QMAIL_INJECT,
+    &SENDMAIL,
+    &QMAIL_QUEUE,
+    &QMAIL_QUEUE_ASKING,
+    &QMAIL_QUEUED,
+    &QMAIL_QUEUED_MESSAGE,
+    &QMAIL_SEND,
+    &QMAIL_SEND_OWN,
+    &QMAIL_SEND_FILTER,
+    &QMAIL_CLEAN,
+    &QMAIL_START,
+    &QMAIL_LSPAWN,
+    &QMAIL_RSPAWN,
+    &QMAIL_RSPAWN_OTHER,
+    &QMAIL_LOCAL,
+    &FORWARD,
+    &MAILDIRMAKE,
+    &QMAIL_REMOTE,
+    &QMAIL_REMOTE_TALKING,
+    &QMAIL_GETPW,
+    &QMAIL_GETPW_NETWORK,
+    &QMAIL_NEWU,
+    &QMAIL_PW2U,
+    &QMAIL_POPUP,
+    &QMAIL_POP3D,
+    &CHECKPASSWORD,
+    &CHECKPASSWORD_FILE,
+    &QMAIL_SHOWCTL,
+    &QMAIL_QREAD,
+    &QMAIL_QSTAT,
+    &QMAIL_TCPTO,
+    &QMAIL_TCPOK,
+    &QMAIL_NEWMRH,
+    &SPLOGGER,
+];

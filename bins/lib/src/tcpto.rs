@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 use crate::fd;
+use crate::trouble::errno;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use std::net::Ipv4Addr;
@@ -115,7 +116,39 @@ pub enum Step {
     Write,
 }
 
-/// The file, locked until the value is dropped.
+/// The file, open: what a jail lets a program keep.
+#[derive(Debug)]
+pub struct File {
+    writing: OwnedFd,
+    reading: OwnedFd,
+}
+
+impl File {
+    /// The lock is on a descriptor open for writing: who cannot write the table cannot hold others up.
+    pub fn open(path: &[u8]) -> Result<File, Errno> {
+        Ok(File { writing: fd::open_write(path)?, reading: fd::open_read(path)? })
+    }
+
+    /// Locks and reads. One at a time: a second table of the same file would share the lock.
+    pub fn table(&self) -> Result<Table, (Step, Errno)> {
+        let writing = self.writing.try_clone().map_err(|e| (Step::Open, errno(&e)))?;
+        let file = lock(writing).map_err(|e| (Step::Lock, e))?;
+        let mut bytes = vec![0; FILE_SIZE];
+        let mut length = 0;
+        while let Some(room) = bytes.get_mut(length..).filter(|room| !room.is_empty()) {
+            let at = i64::try_from(length).map_err(|_| (Step::Read, Errno::EFBIG))?;
+            match nix::sys::uio::pread(&self.reading, room, at) {
+                Ok(0) => break,
+                Ok(n) => length += n,
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err((Step::Read, errno)),
+            }
+        }
+        Ok(Table { file, records: parse(bytes.get(..length).unwrap_or_default()) })
+    }
+}
+
+/// The table, locked until the value is dropped.
 #[derive(Debug)]
 pub struct Table {
     file: Flock<OwnedFd>,
@@ -123,20 +156,9 @@ pub struct Table {
 }
 
 impl Table {
-    /// Opens, locks and reads. The lock is on a descriptor open for writing: who cannot write the
-    /// table cannot hold others up.
+    /// Opens, locks and reads.
     pub fn open(path: &[u8]) -> Result<Table, (Step, Errno)> {
-        let file = lock(fd::open_write(path).map_err(|e| (Step::Open, e))?).map_err(|e| (Step::Lock, e))?;
-        let reading = fd::open_read(path).map_err(|e| (Step::Open, e))?;
-        let mut bytes = vec![0; FILE_SIZE];
-        let mut length = 0;
-        while let Some(room) = bytes.get_mut(length..).filter(|room| !room.is_empty()) {
-            match fd::read(&reading, room).map_err(|e| (Step::Read, e))? {
-                0 => break,
-                n => length += n,
-            }
-        }
-        Ok(Table { file, records: parse(bytes.get(..length).unwrap_or_default()) })
+        File::open(path).map_err(|e| (Step::Open, e))?.table()
     }
 
     pub fn records(&self) -> &[Record] {

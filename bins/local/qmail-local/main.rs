@@ -4,6 +4,7 @@
 //! fd 0       the message, seekable; shared with the programs it is delivered to
 //! fd 1       `did FILES+FORWARDS+PROGRAMS`, `qp PID`, and what programs write
 //! fd 2       why not
+//! jail       rlimits only: it runs what .qmail says
 //! exit       0 done, 100 permanent trouble, 111 temporary trouble (or a bug of ours)
 //! touches    .qmail files, Maildirs and mailboxes of the user; the queue, for forwards
 #![forbid(unsafe_code)]
@@ -14,6 +15,7 @@ mod report;
 mod search;
 
 use instructions::{Job, Mode};
+use jail::{Jail, programs};
 use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode as Bits, umask};
 use qmail::dotqmail::Delivery;
@@ -36,6 +38,7 @@ fn local(args: Args) -> Result<(), Trouble> {
     sys::signal::ignore(&[Signal::SIGPIPE, Signal::SIGXFSZ]);
     umask(Bits::from_bits_truncate(0o077));
 
+    Jail::of(&programs::QMAIL_LOCAL).close()?;
     let (delivery, mode) = understand(&args)?;
     search::enter_home(&delivery.home, mode)?;
     if mode == Mode::Deliver {

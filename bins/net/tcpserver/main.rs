@@ -7,6 +7,7 @@
 //! sets       PROTO TCPLOCALIP TCPLOCALPORT TCPLOCALHOST TCPREMOTEIP TCPREMOTEPORT TCPREMOTEHOST
 //!            TCPREMOTEINFO, and what the rules say
 //! refuses    by root: rules, or without -u a program, that strangers could change
+//! jail       rlimits only: it runs its arguments
 //! exit       0 after TERM; 100 usage; 111 trouble before it listens, or the socket is lost. A child that
 //!            ends before its program: 100 denied by a rule, 111 dropped
 #![forbid(unsafe_code)]
@@ -17,6 +18,7 @@ mod log;
 mod options;
 mod session;
 
+use jail::{Jail, programs};
 use log::Log;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
@@ -59,6 +61,7 @@ fn main() {
 
 fn tcpserver(args: program::Args) -> Result<(), Trouble> {
     let options = Options::of(&args)?;
+    Jail::of(&programs::TCPSERVER).close()?;
     keep_from_children();
     check_trust(&options)?;
     let listener = listen::open(&options)?;

@@ -6,8 +6,9 @@
 //! fd 3, 4    the same with qmail-rspawn
 //! fd 5, 6    requests to qmail-clean, its answers
 //! exit       0 after SIGTERM, when what was running has ended; 111 cannot start
-//! touches    reads control/ and todo, mess; owns info, local, remote, bounce, lock/sendmutex; listens
-//!            to lock/trigger; hands bounces to the queue like any other sender
+//! jail       reads control/ and todo, mess; owns info, local, remote, bounce, lock/sendmutex; listens
+//!            to lock/trigger; hands bounces to the queue like any other sender; no exec but bin/qmail-queue
+//!            where its user owns the queue. With QMAILQUEUE rlimits only
 //!
 //! One loop that never waits for anything but poll, and in which every part does one small step a turn:
 //!

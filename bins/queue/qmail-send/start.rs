@@ -11,6 +11,7 @@ use crate::log::Log;
 use crate::proof::Proof;
 use crate::sweep::Sweep;
 use crate::todo::{Todo, is_waiting};
+use jail::{Jail, programs};
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
@@ -19,6 +20,7 @@ use nix::sys::stat::{Mode, umask};
 use qmail::fd;
 use qmail::home::Home;
 use qmail::queue::age::Clock;
+use qmail::queue::client::{Reach, reach};
 use qmail::queue::rewrite::Way;
 use qmail::queue::schedule::Schedule;
 use qmail::queue::{self, Number, SPLIT};
@@ -49,6 +51,10 @@ pub fn start(log: Log) -> Result<Manager, &'static str> {
     signal::ignore(&[Signal::SIGPIPE]);
     signal::catch(&[Signal::SIGTERM, Signal::SIGALRM, Signal::SIGHUP]);
     umask(Mode::from_bits_truncate(0o077));
+    close_jail(&home).map_err(|trouble| {
+        controls::explain(log, &trouble);
+        "unable to close the jail"
+    })?;
     let mutex = fd::open_write("lock/sendmutex").map_err(|errno| {
         controls::explain(log, &Trouble::unable("open", "queue/lock/sendmutex", errno));
         "unable to open mutex"
@@ -102,6 +108,18 @@ pub fn start(log: Log) -> Result<Manager, &'static str> {
         stop_by: None,
         _mutex: mutex,
     })
+}
+
+/// By what handing in a bounce may come to.
+fn close_jail(home: &Home) -> Result<(), Trouble> {
+    match reach(home) {
+        Reach::Foreign => Jail::of(&programs::QMAIL_SEND_FILTER).close(),
+        Reach::Socket => Jail::of(&programs::QMAIL_SEND).home(home).close(),
+        Reach::Own => {
+            let queue = jail::home_of(&home.path("bin/qmail-queue"));
+            Jail::of(&programs::QMAIL_SEND_OWN).home(home).place(programs::PROGRAMS, queue).close()
+        }
+    }
 }
 
 /// Descriptors 1 to 6. None when one of them is not open. They are nobody else's: through them a program of

@@ -18,7 +18,7 @@ pub fn first(
     places: &[Place],
     port: u16,
     patience: Duration,
-    table: &[u8],
+    table: Option<&tcpto::File>,
 ) -> Result<(IpAddr, TcpStream), Report> {
     for place in places {
         let past = Past::of(place.ip, table);
@@ -55,9 +55,9 @@ enum Past {
 }
 
 impl Past {
-    fn of(ip: IpAddr, table: &[u8]) -> Past {
+    fn of(ip: IpAddr, table: Option<&tcpto::File>) -> Past {
         let IpAddr::V4(ip) = ip else { return Past::Unknown };
-        let Ok(open) = tcpto::Table::open(table) else { return Past::Unknown };
+        let Some(open) = read(table) else { return Past::Unknown };
         if tcpto::skip(open.records(), ip, date::now(), std::process::id()) {
             Past::TimedOutLately
         } else if tcpto::answered(open.records(), ip).is_some() {
@@ -68,25 +68,29 @@ impl Past {
     }
 
     /// It is there again, or at least says no.
-    fn answered(self, ip: IpAddr, table: &[u8]) {
+    fn answered(self, ip: IpAddr, table: Option<&tcpto::File>) {
         if self != Past::Unknown {
             change(ip, table, tcpto::answered);
         }
     }
 }
 
-fn timed_out(ip: IpAddr, table: &[u8]) {
+fn timed_out(ip: IpAddr, table: Option<&tcpto::File>) {
     change(ip, table, |records, ip| tcpto::timed_out(records, ip, date::now()));
+}
+
+fn read(table: Option<&tcpto::File>) -> Option<tcpto::Table> {
+    table?.table().ok()
 }
 
 /// A table that cannot be written is out of date, which does no harm.
 fn change(
     ip: IpAddr,
-    table: &[u8],
+    table: Option<&tcpto::File>,
     decide: impl Fn(&[tcpto::Record], Ipv4Addr) -> Option<(usize, tcpto::Record)>,
 ) {
     let IpAddr::V4(ip) = ip else { return };
-    let Ok(mut open) = tcpto::Table::open(table) else { return };
+    let Some(mut open) = read(table) else { return };
     if let Some((at, record)) = decide(open.records(), ip) {
         let _ = open.write(at, &record);
     }

@@ -36,35 +36,41 @@ pub struct Places {
 }
 
 /// What the administrator's route says; whether it leads to ourselves is the administrator's business.
-pub fn of_route(route: &Route) -> Result<Places, Report> {
+pub fn of_route(route: &Route, lookup: &Lookup) -> Result<Places, Report> {
     let places = match &route.relay {
         Relay::Ip(ip) => vec![Place { ip: ip.to_canonical(), preference: 0 }],
-        Relay::Name(name) => Lookup::new().addresses(name)?,
+        Relay::Name(name) => lookup.addresses(name)?,
     };
     Ok(Places { places, port: route.port })
 }
 
-/// What the DNS says of a host, up to where we ourselves are listed.
-pub fn of_host(host: &[u8]) -> Result<Places, Report> {
+/// What the DNS says of a host, up to where we ourselves, at these addresses, are listed.
+pub fn of_host(host: &[u8], lookup: &Lookup, own: &[IpAddr]) -> Result<Places, Report> {
     let places = match route::literal(host) {
         Some(ip) => vec![Place { ip: ip.to_canonical(), preference: 0 }],
-        None => Lookup::new().exchangers(host)?,
+        None => lookup.exchangers(host)?,
     };
-    let places = before_me(places, &own_addresses()?);
+    let places = before_me(places, own);
     if places.is_empty() {
         return Err(report::best_is_me());
     }
     Ok(Places { places, port: SMTP_PORT })
 }
 
-struct Lookup {
+/// The DNS servers, known beforehand, and the time for all questions together.
+pub struct Lookup {
     resolver: Resolver,
     deadline: Deadline,
 }
 
 impl Lookup {
-    fn new() -> Lookup {
+    pub fn new() -> Lookup {
         Lookup { resolver: Resolver::find(), deadline: Deadline::after(PATIENCE) }
+    }
+
+    /// The ports that questions go to.
+    pub fn ports(&self) -> impl Iterator<Item = u16> {
+        self.resolver.ports()
     }
 
     /// The resolver for one more question; None when time is over.
@@ -151,7 +157,7 @@ fn before_me(places: Vec<Place>, own: &[IpAddr]) -> Vec<Place> {
     places.into_iter().filter(better).take(PLACES_MAX).collect()
 }
 
-fn own_addresses() -> Result<Vec<IpAddr>, Report> {
+pub fn own_addresses() -> Result<Vec<IpAddr>, Report> {
     ipme::addresses().map_err(|_| report::no_resources())
 }
 

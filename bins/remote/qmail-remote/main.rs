@@ -5,7 +5,8 @@
 //! fd 0       the message; a file, so that it can be looked at before it is offered
 //! fd 1       one report a recipient (r, h, s), then one on the message (K, D, Z), each ended by NUL
 //! controls   helohost me smtproutes timeoutconnect timeoutremote
-//! touches    queue/lock/tcpto
+//! jail       control files read and queue/lock/tcpto open, no file at all; TCP only to the port of SMTP and
+//!            of DNS, UDP; once connected, no other connection; no exec
 //! exit       always 0; 111 after a bug of ours
 //!
 //! In the order of the work: `route` (where the administrator wants it to go), `hosts` (where the DNS
@@ -22,7 +23,8 @@ mod report;
 mod route;
 
 use dialogue::Session;
-use hosts::Places;
+use hosts::{Lookup, Places};
+use jail::{Jail, programs};
 use message::Message;
 use qmail::control::{Control, Map};
 use qmail::home::Home;
@@ -61,11 +63,22 @@ fn deliver(args: &[Vec<u8>]) -> Result<Report, Report> {
     let home = Home::find().map_err(|why| report::no_home(&why))?;
     let settings = Settings::read(&home.control()).map_err(|why| report::no_controls(&why))?;
     let mut message = Message::open()?;
-    let Places { places, port } = match route::find(&settings.routes, host) {
-        Some(value) => hosts::of_route(&Route::parse(value).ok_or_else(|| report::no_route(value))?)?,
-        None => hosts::of_host(host)?,
+    let route = route::find(&settings.routes, host)
+        .map(|value| Route::parse(value).ok_or_else(|| report::no_route(value)))
+        .transpose()?;
+    // Everything that needs a file, before the jail closes. (A table that cannot be opened is no loss.)
+    let (lookup, own) = (Lookup::new(), if route.is_some() { Vec::new() } else { hosts::own_addresses()? });
+    let table = tcpto::File::open(&home.path(tcpto::FILE)).ok();
+    let port = route.as_ref().map_or(SMTP_PORT, |route| route.port);
+    let ports = lookup.ports().chain([port]);
+    Jail::of(&programs::QMAIL_REMOTE).ports(ports).close().map_err(|why| report::no_jail(&why))?;
+
+    let Places { places, port } = match route {
+        Some(route) => hosts::of_route(&route, &lookup)?,
+        None => hosts::of_host(host, &lookup, &own)?,
     };
-    let (ip, stream) = connect::first(&places, port, settings.timeout_connect, &home.path(tcpto::FILE))?;
+    let (ip, stream) = connect::first(&places, port, settings.timeout_connect, table.as_ref())?;
+    Jail::of(&programs::QMAIL_REMOTE_TALKING).close().map_err(|why| report::no_jail(&why))?;
     let mut session = Session::new(ip, &stream, settings.timeout_remote);
     session.greet()?;
     session.hello(&settings.helohost)?;

@@ -74,6 +74,10 @@ pub fn no_controls(why: &Trouble) -> Report {
 }
 
 /// What stands in control/smtproutes for this host leads nowhere.
+pub fn no_jail(why: &Trouble) -> Report {
+    Report::line(b'Z', "Unable to close the jail. (#4.3.0)").because(&why.text())
+}
+
 pub fn no_route(value: &[u8]) -> Report {
     no_controls(&Trouble::temporary(
         [b"no usable relay in control/smtproutes: ", shown(value).as_slice()].concat(),

@@ -6,7 +6,9 @@
 //! fd 2       one line naming what is wrong with our own house; nothing about clients
 //! exit       0 after QUIT, 1 otherwise
 //! env        TCPREMOTEIP TCPREMOTEHOST TCPREMOTEINFO TCPLOCALHOST TCPLOCALIP RELAYCLIENT DATABYTES QMAILQUEUE
-//! touches    reads control/; hands messages to the queue (qmail::queue::client)
+//! jail       once control/ is read no file, no exec, no connection but to sockets of this machine, for
+//!            run/queue; where its user owns the queue also that and bin/qmail-queue. With QMAILQUEUE
+//!            rlimits only
 //!
 //! `session` is the conversation, `message` what follows DATA, `reply` every reply there is, `config`
 //! what the administrator decided. An extension is a word in `Session::extensions`, a verb in
@@ -19,8 +21,10 @@ mod reply;
 mod session;
 
 use config::Config;
+use jail::{Jail, programs};
 use qmail::home::Home;
 use qmail::program::{Args, Program};
+use qmail::queue::client::{Reach, reach};
 use qmail::trouble::Trouble;
 use session::Session;
 
@@ -33,10 +37,25 @@ fn main() -> ! {
 
 fn smtpd(args: Args) -> Result<(), Trouble> {
     args.none()?;
-    let prepared = Home::find().and_then(|home| Config::read(&home.control()).map(|config| (home, config)));
+    let prepared = prepare();
     let ended = match prepared {
         Ok((home, config)) => Session::new(&home, &config).run(),
         Err(trouble) => session::refuse_connection(trouble),
     };
     ended.map_err(|trouble| trouble.with_exit(EXIT_UNFINISHED))
+}
+
+/// Reads what the administrator decided, and closes the jail by what handing in a message may come to.
+fn prepare() -> Result<(Home, Config), Trouble> {
+    let home = Home::find()?;
+    let config = Config::read(&home.control())?;
+    match reach(&home) {
+        Reach::Foreign => Jail::of(&programs::QMAIL_SMTPD_FILTER).close()?,
+        Reach::Socket => Jail::of(&programs::QMAIL_SMTPD).home(&home).close()?,
+        Reach::Own => {
+            let queue = jail::home_of(&home.path("bin/qmail-queue"));
+            Jail::of(&programs::QMAIL_SMTPD_OWN).home(&home).place(programs::PROGRAMS, queue).close()?;
+        }
+    }
+    Ok((home, config))
 }

@@ -4,6 +4,7 @@
 //! arguments  [defaultdelivery [logger [argument ...]]], default ./Mailbox
 //! fd 1       the log, or the logger's fd 1
 //! fd 2       troubles before everything runs; no daemon gets it
+//! jail       rlimits only: it runs the logger and what may not be in its jail
 //! exit       becomes qmail-send; 111 when something is missing, or a stranger could spoil it: nothing is
 //!            started then
 //!
@@ -19,6 +20,7 @@
 mod keeper;
 mod users;
 
+use jail::{Jail, programs};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::stat::{Mode, SFlag, stat, umask};
@@ -59,6 +61,7 @@ fn start(args: Args) -> Result<(), Trouble> {
     }
     let home = Home::find()?;
     home.enter()?;
+    Jail::of(&programs::QMAIL_START).close()?;
     umask(Mode::from_bits_truncate(0o077));
     let users = Users::of(&home)?;
     users.check(!logger.is_empty())?;

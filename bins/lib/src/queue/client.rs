@@ -114,6 +114,28 @@ pub fn forced(door: &str) -> bool {
     setting("QMAILDOOR").is_some_and(|v| v == door.as_bytes())
 }
 
+/// What handing a message to the queue may come to in this process: what its jail must allow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// Only the socket.
+    Socket,
+    /// The socket, or `bin/qmail-queue` of the home.
+    Own,
+    /// `$QMAILQUEUE`: a program of somebody else's.
+    Foreign,
+}
+
+/// The same choice as every submission will make.
+pub fn reach(home: &Home) -> Reach {
+    if setting("QMAILQUEUE").is_some() {
+        Reach::Foreign
+    } else if forced("direct") || (!forced("socket") && owns_queue(home) != Ok(false)) {
+        Reach::Own
+    } else {
+        Reach::Socket
+    }
+}
+
 fn find_way(home: &Home, patient: bool) -> Result<Way, i32> {
     if let Some(program) = setting("QMAILQUEUE") {
         return Ok(Way::Program(program));
