@@ -4,12 +4,13 @@
 //! runs as    anybody who may read control/; who sees less finds less, and is told where
 //! fd 1       everything: FILE: what it means; then notes, then problems, a line each
 //! exit       0 shown, 1 shown and there is a problem, 111 no home, no control, or no readable control/me
-//! touches    reads control/, users/, tcp/; looks at programs and queue; knocks at run/queue and queue/lock/trigger
+//! jail       reads the home and /etc; knocks at run/queue and queue/lock/trigger; no exec, no network
 #![forbid(unsafe_code)]
 
 mod problems;
 mod values;
 
+use jail::{Jail, programs};
 use nix::dir::Dir;
 use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, Mode, stat};
@@ -130,6 +131,7 @@ fn printable(byte: u8) -> u8 {
 
 fn show(out: &mut Vec<u8>) -> Result<Found, Trouble> {
     let home = Home::look()?;
+    Jail::of(&programs::QMAIL_SHOWCTL).home(&home).close()?;
     head(out, &home);
     let control = home.control();
     let names = entries(&home)?;
@@ -145,7 +147,9 @@ fn show(out: &mut Vec<u8>) -> Result<Found, Trouble> {
         out.extend(name.iter().copied().map(printable));
         out.extend_from_slice(b": I have no idea what this file does.\n");
     }
-    let found = problems::find(&home, &names);
+    let mut found = problems::find(&home, &names);
+    // What keeps programs in their places, and this kernel cannot do.
+    found.notes.extend(jail::support().into_iter().map(|lack| Problem::new("this kernel", lack, "")));
     findings(out, "notes", &found.notes);
     findings(out, "problems", &found.problems);
     Ok(if found.problems.is_empty() { Found::Nothing } else { Found::Problems })

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use jail::calls::Group;
-use jail::profile::{Exec, Lock, Network, Place, Profile, WORDS, Where};
+use jail::profile::{Exec, Lock, Lot, Network, Place, Profile, WORDS, Where};
 use jail::programs;
 use qmail::fd;
 use std::fmt::Write;
@@ -28,6 +28,16 @@ fn tables(out: &mut String) -> std::fmt::Result {
             lock(profile)
         )?;
     }
+    writeln!(out, "\n| shared places | |\n|---|---|")?;
+    let mut named: Vec<&Lot> = Vec::new();
+    for lot in programs::ALL.iter().flat_map(|profile| profile.files) {
+        if !lot.name.is_empty() && !named.iter().any(|known| known.name == lot.name) {
+            named.push(lot);
+        }
+    }
+    for lot in named {
+        writeln!(out, "| {} | {} |", lot.name, places(lot))?;
+    }
     writeln!(out, "\n| group | system calls |\n|---|---|")?;
     for group in groups() {
         let calls: Vec<String> = group
@@ -45,15 +55,27 @@ fn tables(out: &mut String) -> std::fmt::Result {
 
 fn files(profile: &Profile) -> String {
     match profile.lock {
-        Lock::Limits => "its user's".to_string(),
+        Lock::Limits | Lock::Open => "its user's".to_string(),
         Lock::Jail(_) if profile.stays => "as before".to_string(),
         Lock::Jail(_) if profile.files.is_empty() => "none".to_string(),
-        Lock::Jail(_) => profile.places().map(place).collect::<Vec<_>>().join("; "),
+        Lock::Jail(_) => profile.files.iter().map(lot).collect::<Vec<_>>().join("; "),
     }
+}
+
+fn lot(lot: &Lot) -> String {
+    match lot.name {
+        "" => places(lot),
+        name => format!("*{name}*"),
+    }
+}
+
+fn places(lot: &Lot) -> String {
+    lot.places.iter().map(place).collect::<Vec<_>>().join("; ")
 }
 
 fn place(place: &Place) -> String {
     let name = match place.at {
+        Where::Home("") => "the home".to_string(),
         Where::Home(name) | Where::Path(name) => format!("`{name}`"),
         Where::Given(name) => name.to_string(),
     };
@@ -81,6 +103,7 @@ fn exec(profile: &Profile) -> String {
 fn lock(profile: &Profile) -> String {
     match profile.lock {
         Lock::Limits => "rlimits".to_string(),
+        Lock::Open => "none yet".to_string(),
         Lock::Jail([]) => "rlimits, Landlock".to_string(),
         Lock::Jail(groups) => {
             let names: Vec<&str> = groups.iter().map(|group| group.name).collect();

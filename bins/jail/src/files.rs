@@ -66,18 +66,15 @@ fn has_fs(access: impl Into<BitFlags<AccessFs>>) -> bool {
 
 /// What of it this kernel cannot do.
 pub fn missing() -> Vec<String> {
-    let known = [
-        (has_fs(AccessFs::from_all(LINKING)), "move files between directories"),
-        (has_fs(AccessFs::from_all(ABI::V3)), "truncate files"),
-        (strictly().handle_access(AccessNet::from_all(ABI::V4)).is_ok(), "use TCP ports"),
-        (strictly().scope(Scope::from_all(ABI::V6)).is_ok(), "send signals to others"),
-    ];
     if !has_fs(AccessFs::from_all(ABI::V1)) {
-        return vec![
-            "Landlock: programs are not kept from files and ports that only their user could keep them from"
-                .to_string(),
-        ];
+        return vec!["Landlock: programs reach every file and port that their user may".to_string()];
     }
+    let known = [
+        (has_fs(AccessFs::from_all(LINKING)), "programs that link or move files have no jail around files"),
+        (has_fs(AccessFs::from_all(ABI::V3)), "files that may be written may be cut"),
+        (strictly().handle_access(AccessNet::from_all(ABI::V4)).is_ok(), "TCP ports are not limited"),
+        (strictly().scope(Scope::from_all(ABI::V6)).is_ok(), "signals to other processes are not limited"),
+    ];
     let lacking = known.iter().filter(|(there, _)| !there);
-    lacking.map(|(_, what)| format!("Landlock is too old: it is not limited who may {what}")).collect()
+    lacking.map(|(_, what)| format!("Landlock is too old: {what}")).collect()
 }

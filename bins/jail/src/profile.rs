@@ -51,6 +51,13 @@ pub struct Place {
     pub may: Access,
 }
 
+/// Places that several profiles share, or one's own, which have no name.
+#[derive(Debug, Clone, Copy)]
+pub struct Lot {
+    pub name: &'static str,
+    pub places: &'static [Place],
+}
+
 #[derive(Debug, Clone, Copy)]
 pub enum Network {
     /// Nothing: TCP is refused by Landlock, every new socket by seccomp where there is a filter.
@@ -84,6 +91,8 @@ pub enum Lock {
     Jail(&'static [&'static Group]),
     /// rlimits only; the reason is in `exec`.
     Limits,
+    /// Nothing yet.
+    Open,
 }
 
 /// One program, or one part of its life.
@@ -95,7 +104,7 @@ pub struct Profile {
     pub part: &'static str,
     /// As whom it runs in a system home.
     pub uid: &'static str,
-    pub files: &'static [&'static [Place]],
+    pub files: &'static [Lot],
     pub network: Network,
     pub exec: Exec,
     pub lock: Lock,
@@ -131,11 +140,16 @@ impl Profile {
         }
     }
 
+    /// A program that does not close any jail yet: it is in the table all the same.
+    pub const fn open(name: &'static str, uid: &'static str, executes: &'static str) -> Profile {
+        Profile { lock: Lock::Open, ..Profile::limits(name, uid, executes) }
+    }
+
     pub const fn part(self, part: &'static str) -> Profile {
         Profile { part, ..self }
     }
 
-    pub const fn files(self, files: &'static [&'static [Place]]) -> Profile {
+    pub const fn files(self, files: &'static [Lot]) -> Profile {
         Profile { files, ..self }
     }
 
@@ -168,7 +182,7 @@ impl Profile {
     }
 
     pub fn places(&self) -> impl Iterator<Item = &'static Place> {
-        self.files.iter().copied().flatten()
+        self.files.iter().flat_map(|lot| lot.places)
     }
 
     /// Whether it can only be closed with a home.

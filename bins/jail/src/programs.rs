@@ -12,7 +12,7 @@ use crate::calls::{
     SYNC, TALK, TERMINAL, UNIX, UNLINK as REMOVE,
 };
 use crate::profile::{
-    Access, CREATE, EXECUTE, LINKS, LIST, MKDIR, MOVE, Network, Place, Profile, READ, TRUNCATE, UNLINK,
+    Access, CREATE, EXECUTE, LINKS, LIST, Lot, MKDIR, MOVE, Network, Place, Profile, READ, TRUNCATE, UNLINK,
     WRITE, Where,
     Where::{Given, Home, Path},
 };
@@ -26,55 +26,67 @@ const fn place(at: Where, may: Access) -> Place {
     Place { at, may }
 }
 
+const fn own(places: &'static [Place]) -> Lot {
+    Lot { name: "", places }
+}
+
 /// What `qmail::queue::accept` does.
-const ACCEPT: &[Place] = &[
-    place(Home("queue/pid"), READ | WRITE | CREATE | UNLINK | MOVE),
-    place(Home("queue/mess"), LIST | CREATE | UNLINK | MOVE),
-    place(Home("queue/intd"), READ | WRITE | CREATE | UNLINK | MOVE),
-    place(Home("queue/todo"), LIST | CREATE | UNLINK | MOVE),
-    place(Home("queue/lock"), WRITE),
-];
+const ACCEPT: Lot = Lot {
+    name: "to write the queue",
+    places: &[
+        place(Home("queue/pid"), READ | WRITE | CREATE | UNLINK | MOVE),
+        place(Home("queue/mess"), LIST | CREATE | UNLINK | MOVE),
+        place(Home("queue/intd"), READ | WRITE | CREATE | UNLINK | MOVE),
+        place(Home("queue/todo"), LIST | CREATE | UNLINK | MOVE),
+        place(Home("queue/lock"), WRITE),
+    ],
+};
 
 /// What a program of ours needs to find its home, and to start where it is not static.
-const START: &[Place] = &[
-    place(Given(PROGRAMS), READ | EXECUTE), // the kernel asks for both
-    place(Home("users/ids"), READ),
-    place(Path("/lib64/ld-linux-x86-64.so.2"), READ | EXECUTE),
-    place(Path("/lib/ld-linux-aarch64.so.1"), READ | EXECUTE),
-    place(Path("/lib"), READ),
-    place(Path("/lib64"), READ),
-    place(Path("/usr/lib"), READ),
-    place(Path("/usr/lib64"), READ),
-    place(Path("/usr/local/lib"), READ),
-];
+const START: Lot = Lot {
+    name: "to start a program of ours",
+    places: &[
+        place(Given(PROGRAMS), READ | EXECUTE), // the kernel asks for both
+        place(Home("users/ids"), READ),
+        place(Path("/lib64/ld-linux-x86-64.so.2"), READ | EXECUTE),
+        place(Path("/lib/ld-linux-aarch64.so.1"), READ | EXECUTE),
+        place(Path("/lib"), READ),
+        place(Path("/lib64"), READ),
+        place(Path("/usr/lib"), READ),
+        place(Path("/usr/lib64"), READ),
+        place(Path("/usr/local/lib"), READ),
+    ],
+};
 
 /// Where the system keeps what its own libraries read.
-const SYSTEM: &[Place] =
-    &[place(Path("/etc"), READ), place(Path("/run"), READ), place(Path("/var/run"), READ)];
+const SYSTEM: Lot = Lot {
+    name: "settings of the system",
+    places: &[place(Path("/etc"), READ), place(Path("/run"), READ), place(Path("/var/run"), READ)],
+};
 
 // ---- net
 
 pub static TCPSERVER: Profile =
     Profile::limits("tcpserver", "root until it listens, then `-u` `-g`", "its arguments");
 
-pub static TCPRULES: Profile = Profile::jail("tcprules", "its caller").files(&[&[
+pub static TCPRULES: Profile = Profile::jail("tcprules", "its caller").files(&[own(&[
     place(Given(TARGET), LIST | WRITE | TRUNCATE | CREATE | UNLINK | MOVE),
     place(Given(FILE), WRITE | TRUNCATE),
-]]);
+])]);
 
 pub static TCPRULESCHECK: Profile =
-    Profile::jail("tcprulescheck", "its caller").files(&[&[place(Given(FILE), READ)]]);
+    Profile::jail("tcprulescheck", "its caller").files(&[own(&[place(Given(FILE), READ)])]);
 
 // ---- smtp
 
 pub static QMAIL_SMTPD: Profile = Profile::jail("qmail-smtpd", "qmaild")
-    .files(&[&[place(Home("run"), LIST)]])
+    .files(&[own(&[place(Home("run"), LIST)])])
     .network(Network::Local("the connection; sockets of this machine (`run/queue`)"))
     .calls(&[&RUN, &FILES, &TALK, &UNIX, &ADDRESSES, &PIPES, &TERMINAL]);
 
 pub static QMAIL_SMTPD_OWN: Profile = Profile::jail("qmail-smtpd", "the owner")
     .part("where its user owns the queue")
-    .files(&[&[place(Home("run"), LIST)], ACCEPT, START])
+    .files(&[own(&[place(Home("run"), LIST)]), ACCEPT, START])
     .network(Network::Local("the connection; sockets of this machine (`run/queue`)"))
     .executes("bin/qmail-queue, when nobody listens at `run/queue`");
 
@@ -114,17 +126,20 @@ pub static QMAIL_QUEUED_MESSAGE: Profile = Profile::jail("qmail-queued", "qmailq
     .calls(&[&RUN, &FILES, &REMOVE, &LINK, &SYNC, &ALARM, &TALK])
     .stays();
 
-const SEND: &[Place] = &[
-    place(Home("control"), READ | LINKS),
-    place(Home("queue/info"), READ | LIST | WRITE | TRUNCATE | CREATE | UNLINK),
-    place(Home("queue/local"), READ | LIST | WRITE | TRUNCATE | CREATE | UNLINK),
-    place(Home("queue/remote"), READ | LIST | WRITE | TRUNCATE | CREATE | UNLINK),
-    place(Home("queue/bounce"), READ | LIST | WRITE | TRUNCATE | CREATE | UNLINK),
-    place(Home("queue/mess"), READ | LIST),
-    place(Home("queue/todo"), READ | LIST),
-    place(Home("queue/lock"), READ | WRITE),
-    place(Home("run"), LIST),
-];
+const SEND: Lot = Lot {
+    name: "of qmail-send",
+    places: &[
+        place(Home("control"), READ | LINKS),
+        place(Home("queue/info"), READ | LIST | WRITE | TRUNCATE | CREATE | UNLINK),
+        place(Home("queue/local"), READ | LIST | WRITE | TRUNCATE | CREATE | UNLINK),
+        place(Home("queue/remote"), READ | LIST | WRITE | TRUNCATE | CREATE | UNLINK),
+        place(Home("queue/bounce"), READ | LIST | WRITE | TRUNCATE | CREATE | UNLINK),
+        place(Home("queue/mess"), READ | LIST),
+        place(Home("queue/todo"), READ | LIST),
+        place(Home("queue/lock"), READ | WRITE),
+        place(Home("run"), LIST),
+    ],
+};
 
 pub static QMAIL_SEND: Profile = Profile::jail("qmail-send", "qmails")
     .files(&[SEND])
@@ -140,12 +155,12 @@ pub static QMAIL_SEND_FILTER: Profile =
     Profile::limits("qmail-send", "qmails", "`$QMAILQUEUE`").part("with QMAILQUEUE");
 
 pub static QMAIL_CLEAN: Profile = Profile::jail("qmail-clean", "qmailq")
-    .files(&[&[
+    .files(&[own(&[
         place(Home("queue/mess"), READ | UNLINK),
         place(Home("queue/intd"), LIST | UNLINK),
         place(Home("queue/todo"), UNLINK),
         place(Home("queue/pid"), LIST | READ | UNLINK),
-    ]])
+    ])])
     .calls(&[&RUN, &FILES, &REMOVE]);
 
 // ---- spawn
@@ -161,11 +176,11 @@ pub static QMAIL_LSPAWN: Profile = Profile::limits(
 
 pub static QMAIL_RSPAWN: Profile = Profile::jail("qmail-rspawn", "qmailr")
     .files(&[
-        &[
+        own(&[
             place(Home("control"), READ | LINKS),
             place(Home("queue/mess"), READ),
             place(Home("queue/lock"), READ | WRITE),
-        ],
+        ]),
         START,
         SYSTEM,
     ])
@@ -176,6 +191,9 @@ pub static QMAIL_RSPAWN_OTHER: Profile =
     Profile::limits("qmail-rspawn", "qmailr", "`$QMAILREMOTE`, or a script in the place of qmail-remote")
         .part("with another program");
 
+pub static QMAIL_AUTHD: Profile =
+    Profile::open("qmail-authd", "root, or the owner", "what control/authprograms lists");
+
 // ---- local
 
 pub static QMAIL_LOCAL: Profile = Profile::limits("qmail-local", "the recipient", "what `.qmail` says");
@@ -183,7 +201,7 @@ pub static QMAIL_LOCAL: Profile = Profile::limits("qmail-local", "the recipient"
 pub static FORWARD: Profile = Profile::limits("forward", "the recipient", "`$QMAILQUEUE`, bin/qmail-queue");
 
 pub static MAILDIRMAKE: Profile =
-    Profile::jail("maildirmake", "its caller").files(&[&[place(Given(TARGET), LIST | MKDIR)]]);
+    Profile::jail("maildirmake", "its caller").files(&[own(&[place(Given(TARGET), LIST | MKDIR)])]);
 
 // ---- remote
 
@@ -200,25 +218,28 @@ pub static QMAIL_REMOTE_TALKING: Profile = Profile::jail("qmail-remote", "qmailr
 // ---- users
 
 /// Sources of accounts may be anywhere the system keeps libraries, settings, sockets and databases.
-const ACCOUNTS: &[Place] = &[
-    place(Path("/lib"), READ | LIST),
-    place(Path("/lib64"), READ | LIST),
-    place(Path("/usr"), READ | LIST),
-    place(Path("/opt"), READ | LIST),
-    place(Path("/nix/store"), READ | LIST),
-    place(Path("/gnu/store"), READ | LIST),
-    place(Path("/etc"), READ | LIST),
-    place(Path("/run"), READ | LIST),
-    place(Path("/var/run"), READ | LIST),
-    place(Path("/var/db"), READ | LIST),
-    place(Path("/var/cache/nscd"), READ | LIST),
-    place(Path("/var/lib/extrausers"), READ | LIST),
-    place(Path("/var/lib/misc"), READ | LIST),
-    place(Path("/var/lib/sss"), READ | LIST),
-    place(Path("/var/yp"), READ | LIST),
-    place(Path("/dev/null"), READ),
-    place(Path("/dev/urandom"), READ),
-];
+const ACCOUNTS: Lot = Lot {
+    name: "account sources",
+    places: &[
+        place(Path("/lib"), READ | LIST),
+        place(Path("/lib64"), READ | LIST),
+        place(Path("/usr"), READ | LIST),
+        place(Path("/opt"), READ | LIST),
+        place(Path("/nix/store"), READ | LIST),
+        place(Path("/gnu/store"), READ | LIST),
+        place(Path("/etc"), READ | LIST),
+        place(Path("/run"), READ | LIST),
+        place(Path("/var/run"), READ | LIST),
+        place(Path("/var/db"), READ | LIST),
+        place(Path("/var/cache/nscd"), READ | LIST),
+        place(Path("/var/lib/extrausers"), READ | LIST),
+        place(Path("/var/lib/misc"), READ | LIST),
+        place(Path("/var/lib/sss"), READ | LIST),
+        place(Path("/var/yp"), READ | LIST),
+        place(Path("/dev/null"), READ),
+        place(Path("/dev/urandom"), READ),
+    ],
+};
 
 pub static QMAIL_GETPW: Profile = Profile::jail("qmail-getpw", "qmailp")
     .files(&[ACCOUNTS])
@@ -232,23 +253,26 @@ pub static QMAIL_GETPW_NETWORK: Profile = Profile::jail("qmail-getpw", "qmailp")
     .calls(&[&RUN, &FILES, &LIBRARIES, &TALK, &UNIX, &ADDRESSES, &PIPES, &SERVICES, &INTERNET]);
 
 pub static QMAIL_NEWU: Profile = Profile::jail("qmail-newu", "root, or the owner")
-    .files(&[&[place(Home("users"), READ | LINKS | LIST | WRITE | TRUNCATE | CREATE | UNLINK)]]);
+    .files(&[own(&[place(Home("users"), READ | LINKS | LIST | WRITE | TRUNCATE | CREATE | UNLINK)])]);
 
 pub static QMAIL_PW2U: Profile =
-    Profile::jail("qmail-pw2u", "its caller").files(&[&[place(Home("users"), READ | LIST | LINKS)]]);
+    Profile::jail("qmail-pw2u", "its caller").files(&[own(&[place(Home("users"), READ | LIST | LINKS)])]);
 
 // ---- pop
 
-pub static QMAIL_POPUP: Profile = Profile::limits("qmail-popup", "root, or the owner", "its arguments");
+pub static QMAIL_POPUP: Profile =
+    Profile::open("qmail-popup", "qmaild; the classic way root", "the classic way its arguments");
+
+pub static AUTHASK: Profile = Profile::open("authask", "its caller", "its arguments");
 
 pub static QMAIL_POP3D: Profile = Profile::jail("qmail-pop3d", "the user")
-    .files(&[&[
+    .files(&[own(&[
         place(Path("new"), LIST | READ | UNLINK | MOVE),
         place(Path("cur"), LIST | READ | UNLINK | CREATE | MOVE),
         place(Path("tmp"), LIST | UNLINK),
         place(Path("maildirsize"), WRITE),
         place(Path("dovecot-uidlist"), READ),
-    ]])
+    ])])
     .network(Network::Local("the connection"))
     .calls(&[&RUN, &FILES, &REMOVE, &RENAME, &TALK]);
 
@@ -265,26 +289,34 @@ pub static CHECKPASSWORD_FILE: Profile = Profile::limits(
 // ---- admin
 
 pub static QMAIL_SHOWCTL: Profile = Profile::jail("qmail-showctl", "its caller")
-    .files(&[&[place(Home("control"), READ | LIST | LINKS), place(Home("users"), READ | LIST | LINKS)]]);
+    .files(&[own(&[
+        place(Home(""), READ | LIST),
+        place(Home("queue/lock"), WRITE),
+        place(Home("tcp"), READ | LIST | LINKS),
+        place(Path("/etc"), READ),
+        place(Home("control"), READ | LIST | LINKS),
+        place(Home("users"), READ | LIST | LINKS),
+    ])])
+    .network(Network::Local("sockets of this machine (`run/queue`)"));
 
-pub static QMAIL_QREAD: Profile = Profile::jail("qmail-qread", "root or qmails").files(&[&[
+pub static QMAIL_QREAD: Profile = Profile::jail("qmail-qread", "root or qmails").files(&[own(&[
     place(Home("queue/info"), READ | LIST),
     place(Home("queue/local"), READ),
     place(Home("queue/remote"), READ),
     place(Home("queue/todo"), READ | LIST),
-]]);
+])]);
 
 pub static QMAIL_QSTAT: Profile =
     Profile::limits("qmail-qstat", "root, or group qmail", "a shell script: find, wc and the like");
 
-pub static QMAIL_TCPTO: Profile =
-    Profile::jail("qmail-tcpto", "root or qmailr").files(&[&[place(Home("queue/lock/tcpto"), READ | WRITE)]]);
+pub static QMAIL_TCPTO: Profile = Profile::jail("qmail-tcpto", "root or qmailr")
+    .files(&[own(&[place(Home("queue/lock/tcpto"), READ | WRITE)])]);
 
 pub static QMAIL_TCPOK: Profile =
-    Profile::jail("qmail-tcpok", "root or qmailr").files(&[&[place(Home("queue/lock/tcpto"), WRITE)]]);
+    Profile::jail("qmail-tcpok", "root or qmailr").files(&[own(&[place(Home("queue/lock/tcpto"), WRITE)])]);
 
 pub static QMAIL_NEWMRH: Profile = Profile::jail("qmail-newmrh", "root, or the owner")
-    .files(&[&[place(Home("control"), READ | LINKS | LIST | WRITE | TRUNCATE | CREATE | UNLINK)]]);
+    .files(&[own(&[place(Home("control"), READ | LINKS | LIST | WRITE | TRUNCATE | CREATE | UNLINK)])]);
 
 pub static SPLOGGER: Profile = Profile::jail("splogger", "qmaill")
     .network(Network::Local("the socket /dev/log"))
@@ -312,6 +344,7 @@ pub static ALL: &[&Profile] = &[
     &QMAIL_LSPAWN,
     &QMAIL_RSPAWN,
     &QMAIL_RSPAWN_OTHER,
+    &QMAIL_AUTHD,
     &QMAIL_LOCAL,
     &FORWARD,
     &MAILDIRMAKE,
@@ -322,6 +355,7 @@ pub static ALL: &[&Profile] = &[
     &QMAIL_NEWU,
     &QMAIL_PW2U,
     &QMAIL_POPUP,
+    &AUTHASK,
     &QMAIL_POP3D,
     &CHECKPASSWORD,
     &CHECKPASSWORD_FILE,
