@@ -72,11 +72,11 @@ class Foreign(unittest.TestCase):
         return daemon
 
     @staticmethod
-    def probed(name, start, user):
+    def probed(name, start, user, before=None):
         """What the probe says that `start` brings about, running as this user (a real uid)."""
         def reports():
             return {p for p in glob.glob(f"{WHERE}/{name}.{user}.*") if not p.endswith(".new")}
-        before = reports()
+        before = reports() if before is None else set(before)
         start()
         path = wait_for(lambda: reports() - before, f"a report of {name} as {user}").pop()
         with open(path) as f:
@@ -275,6 +275,19 @@ class Foreign(unittest.TestCase):
         self.free(report, report["descriptors"].strip(), TESTERS_UMASK, uid("joe"), gid("joe"), parent=report["signal the parent"].strip())
         self.assertEqual(report["descriptors"].split(), ["0", "1", "2"])
         self.assertEqual(report["groups"].split(), [str(pwd.getpwnam("joe").pw_gid)])
+
+    def test_what_qmail_authd_runs(self):
+        write("control/authprograms", f"mail:{WHERE}/checker door-checker checkpassword {WHERE}/probe door\n")
+        authd = self.daemon(["qmail-authd"])
+        wait_for(lambda: os.path.exists(HOME + "/run/auth"), "the socket of qmail-authd")
+        done = harness.run(["authask", "mail"], env=ENV, fds={3: f"joe\0{PASSWORD}\0x\0".encode()}, as_user=(uid("qmaild"), gid("nofiles")))
+        self.assertEqual((done.code, done.err), (0, b""), authd.log())
+        checker = self.probed("door-checker", lambda: None, 0, ())
+        self.free(checker, checker["descriptors"].strip(), TESTERS_UMASK, 0, 0)
+        self.assertLessEqual(set(checker["descriptors"].split()), {"0", "1", "2", "3"})
+        report = self.probed("door", lambda: None, uid("joe"), ())
+        self.free(report, report["descriptors"].strip(), TESTERS_UMASK, uid("joe"), gid("joe"), parent=report["signal the parent"].strip())
+        self.assertLessEqual(set(report["descriptors"].split()), {"0", "1", "2"})
 
 
 def has_landlock():
