@@ -317,8 +317,7 @@ class Made(unittest.TestCase):
 PASSWORD = "correct horse"
 
 
-@sandbox.alone
-class Running(unittest.TestCase):
+class WholeSystem(unittest.TestCase):
     """The whole system as root starts it, with two people, joe and ann, who have accounts here."""
 
     @classmethod
@@ -396,6 +395,11 @@ class Running(unittest.TestCase):
             self.assertTrue(len(set(uids)) == len(set(gids)) == 1, (name, uids, gids))
             found.setdefault(name, []).append((int(uids[0]), int(gids[0]), [int(g) for g in status["Groups"].split()]))
         return found
+
+
+@sandbox.alone
+class Running(WholeSystem):
+    """Mail in and out of it."""
 
     def test_each_daemon_is_who_it_should_be_and_has_no_further_group(self):
         qmail, nofiles = gid("qmail"), gid("nofiles")
@@ -565,37 +569,6 @@ class Running(unittest.TestCase):
         self.assertEqual(script("instcheck").stdout, "")
         listed = self.run_as("root", ["qmail-qread"])
         self.assertIn(b"\tlocal\tjoe-later@test.example", listed.stdout)
-
-    def can(self, name, test):
-        """What of the home this account passes a test of find(1) with (-readable, -writable)."""
-        done = self.run_as(name, ["find", "-L", HOME, test, "-print"])
-        return {os.path.relpath(path, HOME) for path in done.stdout.decode().splitlines()}
-
-    def test_nobody_but_the_accounts_of_the_queue_sees_it_and_users_write_only_to_the_socket(self):
-        for name in ("joe", "qmaild", "qmaill", "qmailp", "alias"):
-            writable = self.can(name, "-writable")
-            own = {path for path in writable if name == "alias" and path.split("/")[0] == "alias"}
-            self.assertEqual(writable - own, {"run/queue"}, name)
-            hidden = {path for path in self.can(name, "-readable") if path.startswith(("queue/", "alias/Maildir/"))}
-            self.assertEqual({p for p in hidden if name != "alias" or p.startswith("queue/")}, set(), name)
-
-    def test_each_account_of_the_queue_writes_its_own_part(self):
-        split = {str(n) for n in range(23)}
-
-        def places(name):
-            found = set()
-            for path in self.can(name, "-writable"):
-                parts = path.split("/")
-                if parts[-1] in split and len(parts) == 3 or parts[-1].isdigit():
-                    continue
-                found.add(path)
-            return found
-        trigger = {"queue/lock/trigger"}
-        self.assertEqual(places("qmailr"), {"run/queue", "queue/lock/tcpto"} | trigger)
-        self.assertEqual(places("qmails"), {"run/queue", "queue/info", "queue/local", "queue/remote", "queue/bounce",
-                                            "queue/lock/sendmutex"} | trigger)
-        self.assertEqual(places("qmailq"), {"run", "run/queue", "run/queue.lock", "queue/mess", "queue/todo", "queue/intd",
-                                            "queue/pid", "queue/lock"} | trigger)
 
     def test_a_user_sees_nothing_of_anothers_mail_and_of_programs_that_hold_it(self):
         self.inject("joe", "ann@test.example")

@@ -1,0 +1,239 @@
+"""Separate users: what each account can do to every file of a system home, what each process is while mail flows,
+and users whose homes and files are odd."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import stat
+import subprocess
+import unittest
+
+from tests import sandbox
+from tests.harness import ROOT, Daemon, free_port, wait_for
+from tests.test_system_home import ENV, HOME, WholeSystem, gid, made, sh, uid, write
+
+MIRROR = "/var/mirror"
+STRANGER = 54321
+
+# Columns of doc/access.md, and who stands in each: (user, group), or a number without any account.
+COLUMNS = {"everybody": [("qmaild", "nofiles"), ("qmaill", "nofiles"), ("qmailp", "nofiles"), ("joe", "joe"), (STRANGER, STRANGER)],
+           "alias": [("alias", "nofiles")], "qmailq": [("qmailq", "qmail")], "qmailr": [("qmailr", "qmail")],
+           "qmails": [("qmails", "qmail")]}
+
+
+def row(path, status):
+    """The row of the table that a path belongs to."""
+    parts = path.split("/")
+    if parts[0] == "queue" and len(parts) > 2 and parts[1] != "lock":
+        split = parts[1] in ("mess", "info", "local", "remote")
+        return "/".join(parts[:2] + (["S", "N"] if split else ["N"])[:len(parts) - 2])
+    if parts[0] == "bin" and len(parts) == 2:
+        return "bin/*, a link" if stat.S_ISLNK(status.st_mode) else f"bin/*, {stat.S_IMODE(status.st_mode):04o}"
+    if parts[:2] == ["alias", "Maildir"]:
+        return "alias/Maildir" if len(parts) < 4 else "alias/Maildir/*/*"
+    if parts[0] in ("man", "samples"):
+        return f"{parts[0]}, and directories in it" if stat.S_ISDIR(status.st_mode) else f"{parts[0]}/*/*"
+    if parts[0] in ("control", "tcp", "alias") and len(parts) == 2:
+        return f"{parts[0]}/*"
+    if parts[0] == "users" and len(parts) == 2:
+        return "users/*"
+    return path
+
+
+def mirror():
+    """The home once more, with owners, groups, modes and kinds, and little in the files; (listening sockets, rows)."""
+    rows, sockets = {}, []
+    for directory, dirs, files in os.walk(HOME):
+        for path in [directory] + [os.path.join(directory, n) for n in files] + [
+                os.path.join(directory, n) for n in dirs if os.path.islink(os.path.join(directory, n))]:
+            status = os.lstat(path)
+            name = os.path.relpath(path, HOME)
+            copy = os.path.normpath(os.path.join(MIRROR, name))
+            kind = stat.S_IFMT(status.st_mode)
+            if kind == stat.S_IFDIR:
+                os.mkdir(copy)
+            elif kind == stat.S_IFLNK:
+                os.symlink(os.readlink(path), copy)
+            elif kind == stat.S_IFIFO:
+                os.mkfifo(copy)
+            elif kind == stat.S_IFSOCK:
+                listener = socket.socket(socket.AF_UNIX)
+                listener.bind(copy)
+                listener.listen(50)
+                sockets.append(listener)
+            else:
+                with open(copy, "w") as f:
+                    f.write("x")
+            os.lchown(copy, status.st_uid, status.st_gid)
+            if kind != stat.S_IFLNK:
+                os.chmod(copy, stat.S_IMODE(status.st_mode))
+            rows[name] = row(name, status) if name != "." else "the home"
+    return sockets, rows
+
+
+def attempts(path, status):
+    """Every attempt on one path of the mirror, by whoever runs this; the letters of those that succeed."""
+    def opens(flags):
+        os.close(os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW))
+
+    def rename():
+        os.rename(path, path + ".renamed")
+        os.rename(path + ".renamed", path)
+
+    def create():
+        os.close(os.open(path + "/new.file", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        os.unlink(path + "/new.file")
+
+    def enter():
+        os.stat(path + "/.")
+
+    def execute():
+        if not os.access(path, os.X_OK):
+            raise PermissionError
+
+    def connect():
+        with socket.socket(socket.AF_UNIX) as s:
+            s.settimeout(10)
+            s.connect(path)
+    kind = stat.S_IFMT(status.st_mode)
+    tries = {stat.S_IFDIR: {"r": lambda: os.listdir(path), "x": enter, "c": create}, stat.S_IFSOCK: {"k": connect},
+             stat.S_IFLNK: {"r": lambda: os.readlink(path)}}.get(
+                 kind, {"r": lambda: opens(os.O_RDONLY), "w": lambda: opens(os.O_WRONLY), "x": execute})
+    if kind != stat.S_IFLNK:
+        tries["o"] = lambda: os.chmod(path, stat.S_IMODE(status.st_mode))
+    if path != MIRROR:
+        tries["m"] = rename
+    found = ""
+    for letter, attempt in tries.items():
+        try:
+            attempt()
+            found += letter
+        except PermissionError:
+            pass
+        except OSError as e:
+            if letter == "w" and e.errno == 6:  # a fifo without a reader, which may be written
+                found += letter
+            elif letter != "x" or e.errno not in (2, 20):
+                raise
+    return found
+
+
+def removes(path):
+    try:
+        (os.rmdir if os.path.isdir(path) and not os.path.islink(path) else os.unlink)(path)
+    except PermissionError:
+        return False
+    except OSError as e:
+        return e.errno == 39  # not empty: others' files keep it, no right does
+    return True
+
+
+def as_account(account, work):
+    """What work() gives in a process of this account with the groups its daemons have."""
+    user, group = account
+    r, w = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            number = group if isinstance(group, int) else gid(group)
+            os.setgroups([number])
+            os.setgid(number)
+            os.setuid(user if isinstance(user, int) else uid(user))
+            with os.fdopen(w, "w") as out:
+                json.dump(work(), out)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    os.close(w)
+    with os.fdopen(r) as answer:
+        text = answer.read()
+    assert os.waitpid(pid, 0)[1] == 0, (account, text)
+    return json.loads(text)
+
+
+def measured(account):
+    """{row: letters} of what this account can do; paths of one row must agree."""
+    sockets, rows = mirror()
+    try:
+        places = {name: (os.path.normpath(os.path.join(MIRROR, name)), os.lstat(os.path.normpath(os.path.join(MIRROR, name))))
+                  for name in rows}
+
+        def work():
+            able = {name: attempts(*place) for name, place in places.items()}
+            for name in sorted(able, key=lambda n: -n.count("/")):  # what is in a directory before it
+                if name != "." and removes(places[name][0]):
+                    able[name] += "u"
+            return able
+        able = as_account(account, work)
+    finally:
+        for listener in sockets:
+            listener.close()
+        shutil.rmtree(MIRROR)
+    found = {}
+    for name, letters in able.items():
+        assert ("m" in letters) == ("u" in letters), (account, name, letters)  # the same right
+        letters = letters.replace("m", "")
+        assert found.setdefault(rows[name], letters) == letters, (account, name, letters, found[rows[name]])
+    return found
+
+
+def documented():
+    """{row: {column: letters}} of doc/access.md."""
+    with open(os.path.join(ROOT, "doc", "access.md")) as f:
+        lines = [line.strip().strip("|").split("|") for line in f if line.startswith("|")]
+    head, table = [cell.strip() for cell in lines[0]], {}
+    assert head[1:] == list(COLUMNS), head
+    for line in lines[2:]:
+        cells = [cell.strip().strip("`") for cell in line]
+        if cells[0] == "letter":  # the next table
+            break
+        assert cells[0] not in table, cells[0]
+        table[cells[0]] = dict(zip(head[1:], (c if c != "-" else "" for c in cells[1:])))
+    return table
+
+
+@sandbox.alone
+class Accounts(unittest.TestCase):
+    """Every account tries everything on every file of a home that has mail in every state."""
+
+    maxDiff = None
+
+    @classmethod
+    def setUpClass(cls):
+        made("--me", "test.example")
+        sh("useradd -m joe")
+        write("control/smtproutes", f":127.0.0.1:{free_port()}\n")
+        write("users/assign", f"=box:joe:{uid('joe')}:{gid('joe')}:/home/joe:::\n.\n")
+        write("alias/.qmail-later", "|exit 111\n")
+        sh("chown alias alias/.qmail-later; qmail-newu; printf 'more.example\n' >control/morercpthosts; qmail-newmrh; "
+           "echo x >alias/Maildir/new/1.x; chown alias:qmail alias/Maildir/new/1.x; chmod 600 alias/Maildir/new/1.x", cwd=HOME, env=ENV)
+        cls.send = Daemon([HOME + "/bin/qmail-start", "./Maildir/"], env=ENV, cwd="/")
+        cls.send.wait_log("^status: local 0/")
+        # One deferred here and there, one more that has failed for somebody; then one that waits for qmail-send.
+        sh("printf 'Subject: 1\n\n' | qmail-inject -f joe@test.example later@test.example nobody-here@test.example a@far.example",
+           env=ENV, user="joe", group="joe", extra_groups=[], cwd="/")
+        wait_for(lambda: len(re.findall(r"^delivery \d+: (deferral|failure)", cls.send.log(), re.M)) >= 3, "three deliveries")
+        cls.send.stop()
+        sh("printf 'Subject: 2\n\n' | qmail-inject -f joe@test.example later@test.example", env=ENV, user="joe", group="joe",
+           extra_groups=[], cwd="/")
+
+    @classmethod
+    def tearDownClass(cls):
+        with open(HOME + "/run/queue.lock") as f:
+            os.kill(int(f.read()), 15)
+
+    def test_who_can_reach_what_is_as_documented(self):
+        table = documented()
+        for column, accounts in COLUMNS.items():
+            for account in accounts:
+                with self.subTest(account=account):
+                    found = measured(account)
+                    wanted = {name: cells[column] for name, cells in table.items()}
+                    self.assertEqual({n: "".join(sorted(found.get(n, "no such file"))) for n in {**found, **wanted}},
+                                     {n: "".join(sorted(wanted.get(n, "no such row"))) for n in {**found, **wanted}})
+
+
+if __name__ == "__main__":
+    unittest.main()
