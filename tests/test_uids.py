@@ -235,5 +235,122 @@ class Accounts(unittest.TestCase):
                                      {n: "".join(sorted(wanted.get(n, "no such row"))) for n in {**found, **wanted}})
 
 
+DEFERRED, DELIVERED, BOUNCED = "deferral", "success", "failure"
+
+
+class Odd:
+    """A user, what is odd about that one's home, what becomes of the mail, and where it then is (in that home)."""
+
+    def __init__(self, prepare, outcome, text="", where="Maildir/new", home=None):
+        self.prepare, self.outcome, self.text, self.home = prepare, outcome, text, home
+        self.where = where if outcome == DELIVERED else None
+
+
+# `cd` is the user's home, root the hand; $u is the user. Spaces of reports are underscores in the log.
+ODD = {
+    "plain": Odd("", DELIVERED),
+    # The home.
+    "hisgone": Odd("chown ann .", BOUNCED, "no_mailbox_here_by_that_name"),
+    "hgroup": Odd("chmod 775 .", DELIVERED),
+    "hworld": Odd("chmod 757 .", DEFERRED, r"Uh-oh:_home_directory_is_writable\."),
+    "hsticky": Odd("chmod 1755 .", DEFERRED, r"Home_directory_is_sticky:"),
+    "hlink": Odd("mv /home/$u /home/at-$u; ln -s /home/at-$u /home/$u", DELIVERED),
+    "hfile": Odd("rm -r /home/$u; echo >/home/$u; chown $u /home/$u", DEFERRED, "Unable_to_switch_to_/home/hfile:_not_a_directory"),
+    # Not there, or there and somebody else's: the account database's word is not enough (qmail-getpw) ...
+    "haway": Odd("rm -r /home/$u", BOUNCED, "no_mailbox_here_by_that_name"),
+    "hroot": Odd("usermod -d / $u", BOUNCED, "no_mailbox_here_by_that_name"),
+    # ... but users/assign's is, and then it is a matter of time.
+    "aaway": Odd("rm -r /home/$u", DEFERRED, "Unable_to_switch_to_/home/aaway:_file_does_not_exist", home="/home/aaway"),
+    "amount": Odd("rm -r /home/$u; mkdir -m 755 /home/$u", DEFERRED, "Unable_to_chdir_to_maildir", home="/home/amount"),
+    "aroot": Odd("", DEFERRED, "Unable_to_chdir_to_maildir", home="/"),
+    "aclosed": Odd("chown ann .; chmod 700 .", DEFERRED, "Unable_to_switch_to_/home/aclosed:_access_denied", home="/home/aclosed"),
+    # .qmail: whose, and writable by whom.
+    "qgroup": Odd("echo ./box >.qmail; chmod 664 .qmail; chown $u .qmail", DELIVERED, where="box"),
+    "qworld": Odd("echo ./box >.qmail; chmod 646 .qmail; chown $u .qmail", DEFERRED, r"Uh-oh:_\.qmail_file_is_writable"),
+    "qclosed": Odd("echo ./box >.qmail; chmod 0 .qmail; chown $u .qmail", DEFERRED, r"Unable_to_open_\.qmail:_access_denied"),
+    "qother": Odd("echo ./box >.qmail; chmod 644 .qmail; chown ann .qmail", DELIVERED, where="box"),
+    # .qmail: what it leads to.
+    "lown": Odd("echo ./box >mine; ln -s mine .qmail", DELIVERED, where="box"),
+    "lother": Odd("ln -s /home/ann/public .qmail", DELIVERED, where="box"),  # ann's words, this user's rights
+    "lsecret": Odd("ln -s /home/ann/.secret .qmail", DEFERRED, r"Unable_to_open_\.qmail:_access_denied"),
+    "lshadow": Odd("ln -s /etc/shadow .qmail", DEFERRED, r"Unable_to_open_\.qmail:_access_denied"),
+    "ldangles": Odd("ln -s nowhere .qmail", DELIVERED),
+    "lcircle": Odd("ln -s .qmail .qmail", DEFERRED, r"Unable_to_open_\.qmail:_too_many_symbolic_links"),
+    # .qmail: what it is. What is no file is passed over, and never waited for.
+    "kfifo": Odd("mkfifo .qmail; chown $u .qmail", DELIVERED),
+    "kdevice": Odd("mknod .qmail c 1 5; chmod 644 .qmail", DELIVERED),
+    "ktty": Odd("ln -s /dev/zero .qmail", DELIVERED),
+    "kdir": Odd("mkdir .qmail; chown $u .qmail", DELIVERED),
+    # .qmail: what is in it.
+    "clong": Odd("{ yes '# nothing' | head -c 5000000; echo; echo ./box; } >.qmail", DELIVERED, where="box"),
+    "chuge": Odd("{ yes '# nothing' | head -c 9000000; echo; echo ./box; } >.qmail", DEFERRED, r"Unable_to_read_\.qmail:_file_too_big"),
+    "cnul": Odd("printf './box\\0x\\n' >.qmail", DEFERRED, r"Uh-oh:_\.qmail_file_has_a_line_with_a_NUL"),
+    "cblank": Odd("printf '\\n./box\\n' >.qmail", DEFERRED, r"Uh-oh:_first_line_of_\.qmail_file_is_blank"),
+    # Where it is to go.
+    "mlink": Odd("rm -r Maildir; ln -s /home/ann/Maildir Maildir", DEFERRED, "Unable_to_chdir_to_maildir|Temporary_error_on_maildir"),
+    "mparts": Odd("rm -r Maildir/new; ln -s /home/ann/Maildir/new Maildir/new", DEFERRED, "Temporary_error_on_maildir_delivery"),
+    "mfile": Odd("rm -r Maildir; echo >Maildir", DEFERRED, "Unable_to_chdir_to_maildir"),
+    "mroot": Odd("chown -R root Maildir; chmod -R go-w Maildir", DEFERRED, "Unable_to_chdir_to_maildir|Temporary_error_on_maildir"),
+    "bfifo": Odd("echo ./box >.qmail; mkfifo box; chown $u box", DEFERRED, r"Unable_to_(open|write)_\./box:_"),
+    "bnull": Odd("echo ./box >.qmail; ln -s /dev/null box", DEFERRED, r"Unable_to_(open|write)_\./box:_"),
+    "bfull": Odd("echo ./box >.qmail; ln -s /dev/full box", DEFERRED, r"Unable_to_(open|write)_\./box:_"),
+    "bother": Odd("echo ./box >.qmail; ln -s /home/ann/box box", DEFERRED, r"Unable_to_open_\./box:_access_denied"),
+    "bpasswd": Odd("echo ./box >.qmail; ln -s /etc/passwd box", DEFERRED, r"Unable_to_open_\./box:_access_denied"),
+    "bdir": Odd("echo ./box >.qmail; mkdir box; chown $u box", DEFERRED, r"Unable_to_open_\./box:_is_a_directory"),
+    "bqueue": Odd("echo /var/qmail/queue/mess/0/x >.qmail", DEFERRED, "Unable_to_open_/var/qmail/queue/mess/0/x:_access_denied"),
+}
+
+
+@sandbox.alone
+class OddHomes(WholeSystem):
+    """What users do to their homes, and others to them."""
+
+    def outcome(self, name):
+        """(verdict, text) of the first delivery to this user."""
+        def look():
+            log = self.send.log()
+            if started := re.search(rf"^starting delivery (\d+): msg \d+ to local {name}@test\.example$", log, re.M):
+                return re.search(rf"^delivery {started[1]}: (\w+): (.*)$", log, re.M)
+            return None
+        return wait_for(look, f"the delivery to {name}").groups()
+
+    def test_each_has_the_outcome_that_is_specified_and_others_mail_goes_on(self):
+        sh("echo ./box >public; chmod 644 public; chmod 711 .; echo ./box >.secret; chmod 600 .secret; : >box; chmod 600 box;"
+           "chown ann public .secret box", cwd="/home/ann")
+        assign = ""
+        for name, odd in ODD.items():
+            sh(f"useradd -m {name}; chmod 755 /home/{name}")
+            sh("maildirmake Maildir", cwd=f"/home/{name}", env=ENV, user=name, group=name, extra_groups=[])
+            sh(f"u={name}; {odd.prepare}", cwd=f"/home/{name}")
+            if odd.home:
+                assign += f"={name}:{name}:{uid(name)}:{gid(name)}:{odd.home}:::\n"
+        write("users/assign", assign + ".\n")
+        self.assertEqual(self.run_as("root", ["qmail-newu"]).returncode, 0)
+        passwd = os.stat("/etc/passwd").st_size
+        subjects = {name: self.inject("joe", f"{name}@test.example") for name in ODD}
+        wrong = []
+        for name, odd in ODD.items():
+            verdict, text = self.outcome(name)
+            if verdict != odd.outcome or not re.search(odd.text, text):
+                wrong.append((name, odd.outcome, odd.text, verdict, text))
+        self.assertEqual(wrong, [])
+        # Each message is where it should be, once, and nowhere else. (Bounces, which go to joe, hold a copy.)
+        for name, odd in ODD.items():
+            found = sh(f"grep -rlsD skip 'Subject: {subjects[name]}' /home /etc /var/mail {HOME}/alias || :").splitlines()
+            found = [path for path in found if not path.startswith("/home/joe/")]
+            if odd.where is None:
+                self.assertEqual(found, [], name)
+            else:
+                self.assertEqual(len(found), 1, (name, found))
+                self.assertRegex(found[0], rf"\A/home/(at-)?{name}/{odd.where}", name)
+                self.assertEqual(os.stat(found[0]).st_uid, uid(name), name)
+        self.assertEqual(os.listdir("/home/ann/Maildir/new"), [])
+        self.assertEqual((os.path.getsize("/home/ann/box"), os.stat("/etc/passwd").st_size), (0, passwd))
+        subject = self.inject("joe", "ann@test.example")
+        self.arrived("/home/ann/Maildir", subject)
+        # Nothing waits on: every delivery has ended.
+        wait_for(lambda: re.findall(r"^status: .*$", self.send.log(), re.M)[-1] == "status: local 0/10 remote 0/3", "the last delivery to end")
+
+
 if __name__ == "__main__":
     unittest.main()
