@@ -12,7 +12,7 @@ import unittest
 
 from tests import sandbox
 from tests.harness import ROOT, Daemon, free_port, wait_for
-from tests.test_system_home import ENV, HOME, WholeSystem, gid, made, sh, uid, write
+from tests.test_system_home import ENV, HOME, PASSWORD, ROLES, WholeSystem, gid, made, sh, uid, write
 
 MIRROR = "/var/mirror"
 STRANGER = 54321
@@ -350,6 +350,180 @@ class OddHomes(WholeSystem):
         self.arrived("/home/ann/Maildir", subject)
         # Nothing waits on: every delivery has ended.
         wait_for(lambda: re.findall(r"^status: .*$", self.send.log(), re.M)[-1] == "status: local 0/10 remote 0/3", "the last delivery to end")
+
+
+class Process:
+    """What /proc says of a process."""
+
+    def __init__(self, pid):
+        with open(f"/proc/{pid}/status") as f:
+            status = dict(line.split(":", 1) for line in f.read().splitlines())
+        with open(f"/proc/{pid}/cmdline", "rb") as f:
+            self.argv = f.read().decode().split("\0")[:-1]
+        self.pid, self.parent = pid, int(status["PPid"])
+        self.name = os.path.basename(self.argv[0]) if self.argv else ""
+        self.ids = {(int(n), int(g)) for n, g in zip(status["Uid"].split(), status["Gid"].split())}
+        self.groups = [int(g) for g in status["Groups"].split()]
+        self.caps = {name: int(status[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")}
+        self.no_new_privs = status["NoNewPrivs"].strip()
+        self.fds = {}
+        for n in os.listdir(f"/proc/{pid}/fd"):
+            try:
+                self.fds[int(n)] = re.sub(r"[\[\d\]]+$", "", os.readlink(f"/proc/{pid}/fd/{n}"))
+            except FileNotFoundError:
+                pass
+
+
+def processes():
+    """{pid: Process} of all that can be seen whole."""
+    found = {}
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        try:
+            found[pid] = Process(pid)
+        except (FileNotFoundError, ProcessLookupError):
+            pass
+    return found
+
+
+@sandbox.alone
+class Processes(WholeSystem):
+    """Everything that runs while mail is held in the middle of every way it can go."""
+
+    maxDiff = None
+
+    def hold(self):
+        """Starts one of each, and holds it: in and out, POP3 before and after the password."""
+        self.dotqmail("joe", "-hold", "|read line <hold\n")
+        sh("mkfifo /home/joe/hold alias/hold; chown joe:joe /home/joe/hold; echo '|read line <hold' >alias/.qmail-hold;"
+           "chown alias alias/.qmail-hold alias/hold", cwd=HOME)
+        remote = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(remote.close)
+        write("control/smtproutes", f":127.0.0.1:{remote.getsockname()[1]}\n")
+        for recipient in ("joe-hold@test.example", "hold@test.example", "a@far.example"):
+            self.inject("ann", recipient)
+        remote.settimeout(30)
+        connection = remote.accept()[0]  # no greeting: qmail-remote waits for it
+        self.addCleanup(connection.close)
+        smtp = self.connect(25)
+        for line in ("", "HELO x", "MAIL FROM:<a@b.example>", "RCPT TO:<ann@test.example>", "DATA"):
+            if line:
+                smtp.sendall(line.encode() + b"\r\n")
+            self.assertRegex(smtp.recv(1000), rb"\A[23]")
+        smtp.sendall(b"Subject: not yet\r\n")
+        self.assertRegex(self.connect(110).recv(1000), rb"\A\+OK")
+        pop = self.connect(110)
+        for line in ("", "USER joe", f"PASS {PASSWORD}"):
+            if line:
+                pop.sendall(line.encode() + b"\r\n")
+            self.assertRegex(pop.recv(1000), rb"\A\+OK")
+
+    def connect(self, port):
+        connection = socket.create_connection(("127.0.0.1", port), 30)
+        self.addCleanup(connection.close)
+        return connection
+
+    def release(self):
+        for fifo in ("/home/joe/hold", HOME + "/alias/hold"):
+            with open(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK), "w") as f:
+                f.write("go\n")
+
+    def mismatches(self):
+        """What is not as EXPECTED, in words; empty when all is."""
+        found = processes()
+        ours = {pid: p for pid, p in found.items() if p.argv and not p.name.startswith("python")}
+        wrong, names = [], sorted(p.name for p in ours.values())
+        if names != sorted(name for name, want in EXPECTED.items() for _ in want):
+            wrong.append(f"there are {names}")
+        jailed = jails()
+        for p in ours.values():
+            parent = found[p.parent].name if p.parent in found else ""
+            parent = "the tests" if parent.startswith("python") else parent
+            wants = [w for w in EXPECTED.get(p.name, []) if w.account == self.account_of(p)]
+            if not wants:
+                wrong.append(f"{p.name} is {p.ids}")
+                continue
+            want = next((w for w in wants if parent in w.parents), wants[0])
+            number = 0 if want.account[0] == "root" else uid(want.account[0])
+            group = gid(want.account[1])
+            if p.ids != {(number, group)} or p.groups not in ([group], want.groups):
+                wrong.append(f"{p.name} is {p.ids} {p.groups}")
+            if parent not in want.parents:
+                wrong.append(f"{p.name} is a child of {parent}")
+            if number and any(p.caps.values()):
+                wrong.append(f"{p.name} has capabilities {p.caps}")
+            may = {"0"} if p.name in UNBOUND else jailed.get(p.name, {"0"}) | jailed.get(parent, {"0"})
+            if p.no_new_privs not in may:
+                wrong.append(f"{p.name} has NoNewPrivs {p.no_new_privs}")
+            for n in {*p.fds, *want.fds}:
+                if not re.fullmatch(want.fds.get(n, want.more), p.fds.get(n, "closed")):
+                    wrong.append(f"{p.name} of {parent} has {p.fds.get(n, 'closed')} as descriptor {n}")
+        return wrong
+
+    def account_of(self, process):
+        (number, group), = process.ids
+        names = {uid(n): n for n in ROLES[:3] + ROLES[4:] + ["joe", "ann"]} | {0: "root"}
+        return names.get(number), {gid(g): g for g in ("qmail", "nofiles", "joe", "ann", "root")}.get(group)
+
+    def test_every_process_is_who_it_should_be_and_holds_what_it_needs(self):
+        self.hold()
+        self.addCleanup(self.release)
+        last = []
+
+        def as_expected():
+            last[:] = self.mismatches()
+            return not last
+        try:
+            wait_for(as_expected, "every process to be as expected")
+        except AssertionError:
+            self.fail("\n".join(last))
+
+
+class Want:
+    """A process: account, who may be its parent, descriptors by number, and what others it may have."""
+
+    def __init__(self, account, parents, fds, more="closed", groups=None):
+        self.account, self.parents, self.fds, self.more, self.groups = account, parents, fds, more, groups
+
+
+PIPE, SOCKET, NULL, LOG = "pipe:", "socket:", "/dev/null", "/tmp/qmail-log-.*"
+MESSAGE = HOME + r"/queue/mess/\d+/"
+DELIVERY = {0: MESSAGE, 1: PIPE, 2: PIPE}
+CONNECTION = {0: SOCKET, 1: SOCKET, 2: LOG}
+SERVER = {0: NULL, 1: NULL, 2: LOG, 3: SOCKET}
+
+# While one of each is held. The tests' own process stands above qmail-send and tcpserver.
+EXPECTED = {
+    "qmail-send": [Want(("qmails", "qmail"), {"the tests"}, {n: PIPE for n in range(7)}, HOME + "/queue/.*")],
+    "cat": [Want(("qmaill", "nofiles"), {"qmail-send"}, {0: PIPE, 1: LOG})],
+    # The keeper; qmail-queued; the child with the message that an SMTP client has not ended.
+    "qmail-start": [Want(("qmailq", "qmail"), {"qmail-send"}, {0: NULL, 1: NULL, 2: NULL}, f"{PIPE}|{NULL}")],
+    "qmail-queued": [Want(("qmailq", "qmail"), {"qmail-start"}, {0: NULL, 1: NULL, 2: PIPE, 3: HOME + "/run/queue\\.lock", 4: SOCKET}),
+                     Want(("qmailq", "qmail"), {"qmail-queued"}, {0: NULL, 1: NULL, 2: PIPE}, f"{PIPE}|{SOCKET}|{HOME}/queue/pid/.*|{HOME}/queue/mess/.*")],
+    "qmail-lspawn": [Want(("root", "qmail"), {"qmail-send"}, {0: PIPE, 1: PIPE, 2: NULL}, PIPE)],
+    "qmail-rspawn": [Want(("qmailr", "qmail"), {"qmail-send"}, {0: PIPE, 1: PIPE, 2: NULL}, PIPE)],
+    "qmail-clean": [Want(("qmailq", "qmail"), {"qmail-send"}, {0: PIPE, 1: PIPE, 2: NULL})],
+    "qmail-remote": [Want(("qmailr", "qmail"), {"qmail-rspawn"}, {**DELIVERY, 3: SOCKET})],
+    "qmail-local": [Want(("joe", "joe"), {"qmail-lspawn"}, DELIVERY), Want(("alias", "nofiles"), {"qmail-lspawn"}, DELIVERY)],
+    "sh": [Want(("joe", "joe"), {"qmail-local"}, DELIVERY), Want(("alias", "nofiles"), {"qmail-local"}, DELIVERY)],
+    "tcpserver": [Want(("qmaild", "nofiles"), {"the tests"}, SERVER), Want(("root", "root"), {"the tests"}, SERVER, groups=[])],
+    # To qmail-queued's child: a socket and two pipes.
+    "qmail-smtpd": [Want(("qmaild", "nofiles"), {"tcpserver"}, CONNECTION, f"{SOCKET}|{PIPE}")],
+    "qmail-popup": [Want(("root", "root"), {"tcpserver"}, CONNECTION, groups=[])] * 2,  # before the password, and behind it
+    "qmail-pop3d": [Want(("joe", "joe"), {"qmail-popup"}, CONNECTION)],
+}
+
+# They run others' programs: sudo, or a set-gid maildrop, must go on working there.
+UNBOUND = {"cat", "sh", "tcpserver", "qmail-lspawn", "qmail-local"}
+
+
+def jails():
+    """{program: what NoNewPrivs may be there}, from the one manifest; a jail of a part of its life may be closed or not."""
+    with open(os.path.join(ROOT, "bins", "jail", "src", "programs.rs")) as f:
+        text = f.read()
+    found = {}
+    for name, rest in re.findall(r'Profile::jail\(\s*"([^"]+)"([^;]*);', text):
+        found.setdefault(name, set()).update({"0", "1"} if ".part(" in rest else {"1"})
+    return found
 
 
 if __name__ == "__main__":
