@@ -18,7 +18,8 @@ MIRROR = "/var/mirror"
 STRANGER = 54321
 
 # Columns of doc/access.md, and who stands in each: (user, group), or a number without any account.
-COLUMNS = {"everybody": [("qmaild", "nofiles"), ("qmaill", "nofiles"), ("qmailp", "nofiles"), ("joe", "joe"), (STRANGER, STRANGER)],
+COLUMNS = {"everybody": [("joe", "joe"), (STRANGER, STRANGER)],
+           "qmaild qmaill qmailp": [("qmaild", "nofiles"), ("qmaill", "nofiles"), ("qmailp", "nofiles")],
            "alias": [("alias", "nofiles")], "qmailq": [("qmailq", "qmail")], "qmailr": [("qmailr", "qmail")],
            "qmails": [("qmails", "qmail")]}
 
@@ -216,11 +217,14 @@ class Accounts(unittest.TestCase):
            env=ENV, user="joe", group="joe", extra_groups=[], cwd="/")
         wait_for(lambda: len(re.findall(r"^delivery \d+: (deferral|failure)", cls.send.log(), re.M)) >= 3, "three deliveries")
         cls.send.stop()
+        cls.authd = Daemon([HOME + "/bin/qmail-authd"], env=ENV, cwd="/")
+        wait_for(lambda: os.path.exists(HOME + "/run/auth"), "the door of logins")
         sh("printf 'Subject: 2\n\n' | qmail-inject -f joe@test.example later@test.example", env=ENV, user="joe", group="joe",
            extra_groups=[], cwd="/")
 
     @classmethod
     def tearDownClass(cls):
+        cls.authd.stop()
         with open(HOME + "/run/queue.lock") as f:
             os.kill(int(f.read()), 15)
 
@@ -391,8 +395,23 @@ class Processes(WholeSystem):
 
     maxDiff = None
 
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.authd = Daemon([HOME + "/bin/qmail-authd"], env=ENV, cwd="/")
+        wait_for(lambda: os.path.exists(HOME + "/run/auth"), "the door of logins")
+        cls.fronts = Daemon(["tcpserver", "-v", "-H", "-R", "-l", "0", "-u", str(uid("qmaild")), "-g", str(gid("nofiles")), "127.0.0.1",
+                             "1110", "qmail-popup", "test.example", "checkpassword", "qmail-pop3d", "Maildir"], env=ENV)
+        cls.fronts.wait_log("status: 0/")
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.fronts.stop()
+        cls.authd.stop()
+        super().tearDownClass()
+
     def hold(self):
-        """Starts one of each, and holds it: in and out, POP3 before and after the password."""
+        """Starts one of each, and holds it: in and out, POP3 both ways, before and after the password."""
         self.dotqmail("joe", "-hold", "|read line <hold\n")
         sh("mkfifo /home/joe/hold alias/hold; chown joe:joe /home/joe/hold; echo '|read line <hold' >alias/.qmail-hold;"
            "chown alias alias/.qmail-hold alias/hold", cwd=HOME)
@@ -410,12 +429,13 @@ class Processes(WholeSystem):
                 smtp.sendall(line.encode() + b"\r\n")
             self.assertRegex(smtp.recv(1000), rb"\A[23]")
         smtp.sendall(b"Subject: not yet\r\n")
-        self.assertRegex(self.connect(110).recv(1000), rb"\A\+OK")
-        pop = self.connect(110)
-        for line in ("", "USER joe", f"PASS {PASSWORD}"):
-            if line:
-                pop.sendall(line.encode() + b"\r\n")
-            self.assertRegex(pop.recv(1000), rb"\A\+OK")
+        for port in (110, 1110):  # the classic way, and by qmail-authd
+            self.assertRegex(self.connect(port).recv(1000), rb"\A\+OK")
+            pop = self.connect(port)
+            for line in ("", "USER joe", f"PASS {PASSWORD}"):
+                if line:
+                    pop.sendall(line.encode() + b"\r\n")
+                self.assertRegex(pop.recv(1000), rb"\A\+OK")
 
     def connect(self, port):
         connection = socket.create_connection(("127.0.0.1", port), 30)
@@ -505,15 +525,21 @@ EXPECTED = {
     "qmail-remote": [Want(("qmailr", "qmail"), {"qmail-rspawn"}, {**DELIVERY, 3: SOCKET})],
     "qmail-local": [Want(("joe", "joe"), {"qmail-lspawn"}, DELIVERY), Want(("alias", "nofiles"), {"qmail-lspawn"}, DELIVERY)],
     "sh": [Want(("joe", "joe"), {"qmail-local"}, DELIVERY), Want(("alias", "nofiles"), {"qmail-local"}, DELIVERY)],
-    "tcpserver": [Want(("qmaild", "nofiles"), {"the tests"}, SERVER), Want(("root", "root"), {"the tests"}, SERVER, groups=[])],
+    "tcpserver": [Want(("qmaild", "nofiles"), {"the tests"}, SERVER)] * 2 + [Want(("root", "root"), {"the tests"}, SERVER, groups=[])],
     # To qmail-queued's child: a socket and two pipes.
     "qmail-smtpd": [Want(("qmaild", "nofiles"), {"tcpserver"}, CONNECTION, f"{SOCKET}|{PIPE}")],
-    "qmail-popup": [Want(("root", "root"), {"tcpserver"}, CONNECTION, groups=[])] * 2,  # before the password, and behind it
-    "qmail-pop3d": [Want(("joe", "joe"), {"qmail-popup"}, CONNECTION)],
+    # The classic way: root, before the password with a child that talks, and behind it; and by qmail-authd.
+    "qmail-popup": [Want(("root", "root"), {"tcpserver"}, CONNECTION, PIPE + "|closed", groups=[])] * 2 + [
+        Want(("qmaild", "nofiles"), {"qmail-popup"}, CONNECTION, PIPE)] + [
+        Want(("qmaild", "nofiles"), {"tcpserver"}, CONNECTION, SOCKET + "|closed")] * 2,
+    # The second one is beside the session.
+    "qmail-authd": [Want(("root", "root"), {"the tests"}, {0: NULL, 1: LOG, 2: LOG}, SOCKET, groups=[]),
+                    Want(("root", "root"), {"qmail-authd"}, {0: NULL, 1: LOG, 2: LOG}, SOCKET, groups=[])],
+    "qmail-pop3d": [Want(("joe", "joe"), {"qmail-popup", "qmail-authd"}, CONNECTION)] * 2,
 }
 
 # They run others' programs: sudo, or a set-gid maildrop, must go on working there.
-UNBOUND = {"cat", "sh", "tcpserver", "qmail-lspawn", "qmail-local"}
+UNBOUND = {"cat", "sh", "tcpserver", "qmail-lspawn", "qmail-local", "qmail-authd"}
 
 
 def jails():

@@ -191,8 +191,9 @@ impl Look<'_> {
             let Some(found) = look(&self.home.path(&path)) else { continue };
             let for_group =
                 INTERNAL.contains(&name) && qmail == Some(found.st_gid) && found.st_mode & 0o040 != 0;
-            // The source of a database is for qmail-newmrh alone, which is root's.
-            if found.st_mode & 0o004 == 0 && !for_group && name != "morercpthosts" {
+            // Two are read by root alone: the source of a database, and what qmail-authd may run.
+            let for_root = matches!(name, "morercpthosts" | "authprograms");
+            if found.st_mode & 0o004 == 0 && !for_group && !for_root {
                 self.closed(&path, "a+r");
             }
         }
