@@ -522,7 +522,7 @@ EXPECTED = {
     "qmail-lspawn": [Want(("root", "qmail"), {"qmail-send"}, {0: PIPE, 1: PIPE, 2: NULL}, PIPE)],
     "qmail-rspawn": [Want(("qmailr", "qmail"), {"qmail-send"}, {0: PIPE, 1: PIPE, 2: NULL}, PIPE)],
     "qmail-clean": [Want(("qmailq", "qmail"), {"qmail-send"}, {0: PIPE, 1: PIPE, 2: NULL})],
-    "qmail-remote": [Want(("qmailr", "qmail"), {"qmail-rspawn"}, {**DELIVERY, 3: SOCKET})],
+    "qmail-remote": [Want(("qmailr", "qmail"), {"qmail-rspawn"}, DELIVERY, f"{SOCKET}|{HOME}/queue/lock/tcpto")],
     "qmail-local": [Want(("joe", "joe"), {"qmail-lspawn"}, DELIVERY), Want(("alias", "nofiles"), {"qmail-lspawn"}, DELIVERY)],
     "sh": [Want(("joe", "joe"), {"qmail-local"}, DELIVERY), Want(("alias", "nofiles"), {"qmail-local"}, DELIVERY)],
     "tcpserver": [Want(("qmaild", "nofiles"), {"the tests"}, SERVER)] * 2 + [Want(("root", "root"), {"the tests"}, SERVER, groups=[])],
