@@ -169,7 +169,9 @@ impl Keeper {
                     open = relay.pass(&lines); // its last words
                 }
                 relay.finish();
-                return Some(end);
+                // Ended together, as when all is stopped: that needs no alert. (qmail-send's jail keeps
+                // its death's signal from us.)
+                return (getppid() == parent).then_some(end);
             }
             if getppid() != parent {
                 return None;
