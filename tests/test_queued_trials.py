@@ -385,6 +385,63 @@ class Blocked(Case):
         self.nothing_stays()
 
 
+# A stranger takes its whole share, and then hands over what takes for ever to close: a TCP connection (SO_LINGER)
+# whose peer reads nothing. It lies unread in a connection that is refused, and nobody else has it any more.
+LINGER = """
+import os, socket, struct, sys
+senders, held = [], []
+for _ in range(3):
+    listener = socket.create_server(("127.0.0.1", 0))
+    sender = socket.create_connection(listener.getsockname())
+    held.append(listener.accept()[0])
+    sender.setblocking(False)
+    try:
+        while True:
+            sender.send(bytes(65536))
+    except BlockingIOError:
+        pass
+    sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 30000))
+    senders.append(sender)
+os.setgroups([])
+os.setresgid(54321, 54321, 54321)
+os.setresuid(54321, 54321, 54321)
+def connected():
+    held.append(socket.socket(socket.AF_UNIX))
+    held[-1].connect(sys.argv[1])
+    return held[-1]
+for _ in range(40):
+    connected()
+for sender in senders:
+    socket.send_fds(connected(), [b"1"], [sender.fileno()])
+    sender.close()
+print("handed over", flush=True)
+sys.stdin.read()
+"""
+
+
+@unittest.skipUnless(os.geteuid() == 0, "another user is needed")
+class Lingering(Case):
+    def test_what_a_refused_caller_passed_does_not_hold_the_server(self):
+        os.chmod(self.home.path, 0o755)
+        os.kill(self.server, signal.SIGSTOP)  # so that all is there when it looks
+        self.addCleanup(lambda: os.kill(self.server, signal.SIGCONT))
+        stranger = subprocess.Popen([sys.executable, "-c", LINGER, self.home.file("run/queue")], stdin=subprocess.PIPE,
+                                    stdout=subprocess.PIPE)
+
+        def end():
+            stranger.kill()
+            stranger.wait()
+            stranger.stdin.close()
+            stranger.stdout.close()
+        self.addCleanup(end)
+        self.assertEqual(stranger.stdout.readline(), b"handed over\n")
+        os.kill(self.server, signal.SIGCONT)
+        self.others_are_served()  # behind the stranger in the line
+        self.assertEqual(len(self.children()), 40)
+        end()
+        wait_for(lambda: not self.children(), "the end of its children")
+
+
 class OutsideItsNamespaces(Case):
     """qmail-queued in pid and user namespaces that its caller is not in."""
 

@@ -32,6 +32,7 @@ use qmail::sys::{process, signal};
 use qmail::timed::{Deadline, Reader};
 use qmail::trouble::{Trouble, wording};
 use qmail::{fd, program};
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
@@ -107,7 +108,8 @@ fn serve(args: program::Args) -> Result<(), Trouble> {
     nix::unistd::chdir("queue").map_err(|e| Trouble::unable("switch to", "queue", e))?;
     Jail::of(&programs::QMAIL_QUEUED).home(&home).close()?;
     signal::catch(&[Signal::SIGTERM, Signal::SIGCHLD]);
-    let mut server = Server { home, listener, lock, children: Vec::new() };
+    // Never dropped: with the listener would go connections nobody took, and what strangers passed in them.
+    let mut server = ManuallyDrop::new(Server { home, listener, lock, children: Vec::new() });
     while !signal::take(Signal::SIGTERM) {
         server.turn();
     }
@@ -208,19 +210,25 @@ impl Server {
         };
         let Ok(peer) = getsockopt(&connection, sockopt::PeerCredentials) else { return };
         let uid = Uid::from_raw(peer.uid());
-        if !self.has_room_for(uid) {
-            return door::send_answer(&connection, code::CUSTOM, BUSY);
-        }
+        let room = self.has_room_for(uid);
         let origin = Origin { uid, pid: Pid::from_raw(peer.pid()) };
         // The child must not keep what makes this the server.
         let servers = [self.listener.as_raw_fd(), self.lock.as_raw_fd()];
-        let forked = process::fork_child(|| {
+        // Also who is refused may have passed descriptors: a child closes them, by ending.
+        let forked = process::fork_heir(connection, |connection| {
             servers.into_iter().for_each(process::close);
-            take_message(&self.home, origin, &connection)
+            if room {
+                return take_message(&self.home, origin, connection);
+            }
+            door::send_answer(connection, code::CUSTOM, BUSY);
+            code::CUSTOM
         });
         match forked {
-            Ok(pid) => self.children.push(Child { pid, uid, deadline: Deadline::seconds(CHILD_SECONDS) }),
-            Err(errno) => {
+            Ok(pid) if room => {
+                self.children.push(Child { pid, uid, deadline: Deadline::seconds(CHILD_SECONDS) });
+            }
+            Ok(_) => {}
+            Err((errno, connection)) => {
                 door::send_answer(&connection, code::MEMORY, b"");
                 complain("fork", errno);
             }

@@ -75,6 +75,31 @@ pub fn fork_child(work: impl FnOnce() -> i32) -> Result<Pid, Errno> {
     }
 }
 
+/// Forks a child that takes descriptors over: it begins `work` when this process has closed its copies. Whoever
+/// passed a descriptor can make its last close wait for as long as it likes (SO_LINGER), also where it lies unread
+/// in a connection; so the last close must never be a server's. A process that ends waits for nothing of that.
+pub fn fork_heir<T>(things: T, work: impl FnOnce(&T) -> i32) -> Result<Pid, (Errno, T)> {
+    let (read, write) = match crate::fd::pipe() {
+        Ok(pipe) => pipe,
+        Err(errno) => return Err((errno, things)),
+    };
+    // SAFETY: see fork_child.
+    match unsafe { fork() } {
+        Err(errno) => Err((errno, things)),
+        Ok(ForkResult::Parent { child }) => {
+            drop(things);
+            drop(write);
+            Ok(child)
+        }
+        Ok(ForkResult::Child) => {
+            drop(write);
+            let _ = crate::fd::read(&read, &mut [0]);
+            drop(read);
+            exit(work(&things))
+        }
+    }
+}
+
 /// Ends the process now: no destructors, no flushing of std's buffers (we use none).
 pub fn exit(code: i32) -> ! {
     // SAFETY: _exit does not return and touches nothing.
