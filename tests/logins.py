@@ -62,6 +62,18 @@ class Front:
         self.socket.close()
 
 
+def server(home):
+    """The pid of who listens in a home; None when nobody does."""
+    try:
+        front = Front(home)
+    except OSError:
+        return None
+    try:
+        return struct.unpack("iII", front.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+    finally:
+        front.close()
+
+
 class InAHome(unittest.TestCase):
     """An own home with a running qmail-authd, and services made of scripts in its bin."""
 
@@ -79,11 +91,7 @@ class InAHome(unittest.TestCase):
     def listening(self):
         if self.authd.process.poll() is not None:
             raise AssertionError(self.authd.log())
-        try:
-            Front(self.home.path).close()
-            return True
-        except OSError:
-            return False
+        return server(self.home.path) == self.authd.pid
 
     def script(self, name, text):
         """A checker in the home's bin, and a service of its name."""

@@ -1,20 +1,18 @@
 """qmail-authd from outside: who may ask for what, what a checker gets, sessions and their ends, wrong passwords."""
 
 import glob
-import grp
 import os
 import pwd
 import signal
 import socket
-import struct
 import subprocess
 import time
 import unittest
 
 from tests import harness, logins, sandbox
-from tests.harness import BIN, Daemon, Line, dialogue, wait_for
+from tests.harness import Daemon, Line, dialogue, wait_for
 from tests.logins import Front, fields, packet
-from tests.test_system_home import ENV, HOME, gid, made, read, script, sh, uid, write
+from tests.test_system_home import ENV, HOME, gid, made, script, sh, uid, write
 
 # What a checker of these tests does: it says what it was given, and stays until its input ends.
 SHOW = """
@@ -350,6 +348,255 @@ class WrongPasswords(logins.InAHome):
         self.assertEqual(sorted(self.logins()), [("check", "joe??[31mroot?192.0.2.1?ok", "192.0.2.1", "refused 1"),
                                                  ("nix?qmail-authd??login??x", "-", "-", "no such service")])
         self.assertNotIn("sesame", self.authd.log())
+
+
+PASSWORD = "sesame-of-joe"
+RUN = HOME + "/run/auth"
+
+
+@sandbox.alone
+class ASystem(unittest.TestCase):
+    """A system home: qmail-authd as root, POP3 talked by qmaild, joe with an account."""
+
+    @classmethod
+    def setUpClass(cls):
+        made("--me", "test.example")
+        sh("useradd -m joe; groupadd club; usermod -aG club joe; chmod 711 /home/joe")
+        sh("chpasswd", input=f"joe:{PASSWORD}\n")
+        sh("maildirmake Maildir", cwd="/home/joe", env=ENV, user="joe", group="joe", extra_groups=[])
+
+    def setUp(self):
+        self.authd = None
+        self.start()
+        ids = ["-u", str(uid("qmaild")), "-g", str(gid("nofiles"))]
+        self.popd = Daemon(["tcpserver", "-v", "-H", "-R", "-l", "0", "-c", "3", *ids, "127.0.0.1", "110", "qmail-popup", "test.example",
+                            "checkpassword", "qmail-pop3d", "Maildir"], env={**ENV, "SECRET": "of the daemon"})
+        self.addCleanup(self.popd.stop)
+        self.popd.wait_log("status: 0/3")
+
+    def start(self):
+        self.authd = Daemon(["qmail-authd"], env=ENV, cwd="/")
+        self.addCleanup(self.authd.stop)
+        wait_for(self.listening, "qmail-authd to listen")
+
+    def listening(self):
+        if self.authd.process.poll() is not None:
+            raise AssertionError(self.authd.log())
+        return logins.server(HOME) == self.authd.pid
+
+    def connect(self):
+        line = Line.connect(110)
+        self.addCleanup(line.close)
+        line.expect("+OK <...@test.example>")
+        return line
+
+    def log_in(self, password=PASSWORD, name="joe"):
+        line = self.connect()
+        line.send(f"USER {name}\r\n")
+        line.expect("+OK ...")
+        line.send(f"PASS {password}\r\n")
+        return line
+
+    def session(self):
+        line = self.log_in()
+        line.expect("+OK ...")
+        return line, self.find("qmail-pop3d")
+
+    def find(self, name):
+        """The one process of this name; those of an earlier test may still be ending."""
+        def look():
+            found = []
+            for pid in filter(str.isdigit, os.listdir("/proc")):
+                try:
+                    with open(f"/proc/{pid}/comm") as f:
+                        if f.read().strip() == name:
+                            found.append(int(pid))
+                except OSError:
+                    continue
+            return found if len(found) == 1 else None
+        return wait_for(look, f"exactly one {name}")[0]
+
+    def who(self, pid):
+        with open(f"/proc/{pid}/status") as f:
+            status = dict(line.split(":", 1) for line in f.read().splitlines())
+        uids, gids = set(status["Uid"].split()), set(status["Gid"].split())
+        self.assertTrue(len(uids) == len(gids) == 1, (uids, gids))
+        return int(uids.pop()), int(gids.pop()), [int(g) for g in status["Groups"].split()]
+
+    def ended(self, pid):
+        wait_for(lambda: not harness.family(pid), f"process {pid} to end")
+
+    def run_as(self, name, argv, fds=None):
+        return harness.run([f"{HOME}/bin/{argv[0]}", *argv[1:]], env=ENV, cwd="/", fds=fds, as_user=(uid(name), pwd.getpwnam(name).pw_gid))
+
+    def test_a_session_is_the_users_and_its_front_qmailds(self):
+        line, pop3d = self.session()
+        nofiles, joe = gid("nofiles"), (uid("joe"), gid("joe"), [gid("joe")])
+        self.assertEqual(self.who(pop3d), joe)
+        popup = self.find("qmail-popup")
+        self.assertEqual(self.who(popup), (uid("qmaild"), nofiles, [nofiles]))
+        self.assertEqual(sorted(map(int, os.listdir(f"/proc/{pop3d}/fd"))), [0, 1, 2])
+        for n in (0, 1):
+            self.assertEqual(os.readlink(f"/proc/{pop3d}/fd/{n}"), os.readlink(f"/proc/{popup}/fd/{n}"))
+        with open(f"/proc/{pop3d}/environ", "rb") as f:
+            environ = dict(entry.split("=", 1) for entry in f.read().decode().split("\0") if entry)
+        self.assertEqual(sorted(environ), ["HOME", "PATH", "PROTO", "QMAIL_HOME", "SHELL", "TCPLOCALHOST", "TCPLOCALIP", "TCPLOCALPORT",
+                                           "TCPREMOTEIP", "TCPREMOTEPORT", "USER"])
+        self.assertEqual((environ["USER"], environ["HOME"], environ["TCPREMOTEIP"]), ("joe", "/home/joe", "127.0.0.1"))
+        # Beside it stands a child of qmail-authd, which holds no connection of a client.
+        with open(f"/proc/{pop3d}/status") as f:
+            beside = int(next(row.split()[1] for row in f if row.startswith("PPid")))
+        self.assertEqual(self.who(beside)[0], 0)
+        self.assertNotIn(os.readlink(f"/proc/{pop3d}/fd/0"), [os.readlink(p) for p in glob.glob(f"/proc/{beside}/fd/*")])
+        dialogue(line, "C: STAT\nS: +OK 0 0\nC: QUIT\nS: +OK ...")
+        self.assertEqual(line.reader.read(), b"")
+        self.popd.wait_log(rf"^tcpserver: end {popup} status 256$")
+        self.popd.wait_log(r"status: 0/3\n\Z")
+        self.authd.wait_log(r"^qmail-authd: login: pop3 joe 127\.0\.0\.1 ok$")
+
+    def test_what_is_pipelined_behind_the_password_is_the_sessions(self):
+        line = self.connect()
+        line.send(f"USER joe\r\nPASS {PASSWORD}\r\nSTAT\r\nQUIT\r\n")
+        for want in ("+OK ...", "+OK ...", "+OK 0 0", "+OK ..."):
+            line.expect(want)
+        self.assertEqual(line.reader.read(), b"")
+
+    def test_limits_of_tcpserver_count_sessions_until_they_end(self):
+        lines = [self.session_only() for _ in range(3)]
+        self.popd.wait_log(r"^tcpserver: status: 3/3$")
+        waiting = Line.connect(110)
+        self.addCleanup(waiting.close)
+        lines[0].send("QUIT\r\n")
+        waiting.expect("+OK <...>")  # not before
+        self.assertRegex(self.popd.log(), r"(?s)status: 3/3\n.*: end \d+ status 256\n.*status: 3/3\n")
+        for line in lines[1:]:
+            line.close()
+        waiting.close()
+        self.popd.wait_log(r"status: 0/3\n\Z")
+
+    def session_only(self):
+        line = self.log_in()
+        line.expect("+OK ...")
+        return line
+
+    def test_a_front_that_is_killed_ends_the_session(self):
+        line, pop3d = self.session()
+        os.kill(self.find("qmail-popup"), signal.SIGKILL)
+        self.ended(pop3d)
+        self.assertEqual(line.reader.read(), b"")
+        self.popd.wait_log(r"^tcpserver: end \d+ status 9$")
+        self.authd.wait_log(r"^qmail-authd: login: pop3 joe 127\.0\.0\.1 left$")
+
+    def test_a_client_that_leaves_ends_everything(self):
+        line, pop3d = self.session()
+        popup = self.find("qmail-popup")
+        line.close()
+        self.ended(pop3d)
+        self.ended(popup)
+
+    def test_a_wrong_password_is_refused_late_and_logged(self):
+        line = self.log_in("wrong-one")
+        self.authd.wait_log(r"^qmail-authd: login: pop3 joe 127\.0\.0\.1 refused 1$")
+        self.assertNotIn("wrong-one", self.authd.log() + self.popd.log())
+        line.expect("-ERR [AUTH] authorization failed")
+        self.assertEqual(line.reader.read(), b"")
+
+    def test_sessions_outlive_qmail_authd_and_it_may_start_again_beside_them(self):
+        line, pop3d = self.session()
+        self.authd.stop(signal.SIGKILL)
+        self.start()
+        dialogue(line, "C: STAT\nS: +OK 0 0\nC: QUIT\nS: +OK ...")
+        self.assertEqual(line.reader.read(), b"")
+        self.ended(pop3d)
+
+    def test_what_root_has_not_listed_is_not_run(self):
+        popup = ["qmail-popup", "test.example", "sh", "-c", "id >/var/stolen"]
+        r = self.run_as("qmaild", popup, fds={0: f"USER joe\r\nPASS {PASSWORD}\r\n".encode()})
+        self.assertRegex(r.out, rb"\r\n-ERR \[SYS/PERM\] authorization failed\r\n$")
+        self.authd.wait_log(r"^qmail-authd: login: sh joe - no such service$")
+        r = self.run_as("qmaild", ["qmail-popup", "test.example", "true"], fds={0: f"USER joe\r\nPASS {PASSWORD}\r\n".encode()})
+        self.assertEqual(r.out.count(b"\r\n"), 2)  # a service by its name; `true` says nothing
+        self.assertFalse(os.path.exists("/var/stolen"))
+
+    def test_smtp_auth_asks_as_a_checker(self):
+        for login, code in ((f"joe\0{PASSWORD}\0\0", 0), ("joe\0wrong\0\0", 1), ("nobody-here\0x\0\0", 1), ("joe", 2)):
+            self.assertEqual(self.run_as("qmaild", ["authask", "true"], fds={3: login.encode()}).code, code, login)
+        self.authd.stop()
+        self.assertEqual(self.run_as("qmaild", ["authask", "true"], fds={3: f"joe\0{PASSWORD}\0\0".encode()}).code, 111)
+
+    def test_a_list_that_others_can_write_is_not_believed(self):
+        write("control/authprograms", "true:checkpassword true\n")
+        self.addCleanup(os.unlink, HOME + "/control/authprograms")
+        login = {3: f"joe\0{PASSWORD}\0\0".encode()}
+        self.assertEqual(self.run_as("qmaild", ["authask", "true"], fds=login).code, 0)
+        for damage, undo in (("chmod 664", "chmod 644"), ("chown qmaild", "chown root")):
+            sh(f"{damage} control/authprograms", cwd=HOME)
+            self.assertEqual(self.run_as("qmaild", ["authask", "true"], fds=login).code, 111)
+            self.authd.wait_log(r"^qmail-authd: warning: refusing control/authprograms: root must own it")
+            again = subprocess.run([HOME + "/bin/qmail-authd"], env={**ENV, "QMAIL_HOME": HOME}, capture_output=True, timeout=harness.TIMEOUT)
+            self.assertEqual(again.returncode, 111)
+            self.assertIn(b"refusing /var/qmail/control/authprograms: ", again.stderr)
+            sh(f"{undo} control/authprograms", cwd=HOME)
+
+    def test_only_qmaild_and_root_may_ask(self):
+        s = os.lstat(RUN)
+        self.assertEqual((s.st_uid, s.st_gid, s.st_mode & 0o7777), (0, gid("nofiles"), 0o660))
+        login = {3: f"joe\0{PASSWORD}\0\0".encode()}
+        for name in ("joe", "qmails", "qmailq", "qmailr"):
+            r = self.run_as(name, ["authask", "true"], fds=login)
+            self.assertEqual((r.code, r.err), (111, b"authask: fatal: unable to connect to run/auth: access denied\n"), name)
+        for name in ("alias", "qmaill", "qmailp"):  # of qmaild's group
+            self.assertEqual(self.run_as(name, ["authask", "true"], fds=login).code, 111)
+            self.authd.wait_log(rf"^qmail-authd: warning: refused a connection by uid {uid(name)}$")
+        self.assertEqual(self.run_as("root", ["authask", "true"], fds=login).code, 0)
+        self.assertEqual(self.authd.log().count("login:"), 1)
+
+    def test_a_socket_that_qmailq_puts_there_is_told_no_password(self):
+        self.authd.stop()
+        program = ("import os, socket\ns = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)\nos.unlink('run/auth')\n"
+                   "s.bind('run/auth')\nos.chmod('run/auth', 0o666)\ns.listen()\nprint('there', flush=True)\ns.settimeout(120)\n"
+                   "for _ in range(2): c = s.accept()[0]; print('heard', c.recv(100000), flush=True); c.close()\n")
+        spoof = subprocess.Popen(["python3", "-c", program], cwd=HOME, stdout=subprocess.PIPE, text=True, user="qmailq", group="qmail",
+                                 extra_groups=[])
+        self.addCleanup(spoof.stdout.close)
+        self.addCleanup(spoof.wait)
+        self.addCleanup(spoof.kill)
+        self.assertEqual(spoof.stdout.readline(), "there\n")
+        line = self.log_in()
+        line.expect("-ERR [SYS/TEMP] authorization failed")
+        self.popd.wait_log(rf"^qmail-popup: warning: refusing run/auth: it is served by uid {uid('qmailq')}$")
+        self.assertEqual(self.run_as("qmaild", ["authask", "true"], fds={3: b"joe\0secret\0\0"}).code, 111)
+        self.assertEqual([spoof.stdout.readline() for _ in range(2)], ["heard b''\n"] * 2)
+        self.assertEqual(script("instcheck").stdout, "instcheck: run/auth: not a socket of root\n")
+        self.start()  # root takes the name back
+        self.assertEqual(script("instcheck").stdout, "")
+        self.assertEqual(os.lstat(RUN).st_uid, 0)
+
+    def test_root_follows_nothing_that_qmailq_puts_in_its_way(self):
+        with open("/var/victim", "w") as f:
+            f.write("untouched")
+        os.chmod("/var/victim", 0o600)
+        before = os.stat("/var/victim")
+        for trap in ("ln -s /var/victim auth", "ln -s /var/victim auth.new", "ln -s /var auth", "ln -s /nonexistent auth.new", "mkfifo auth"):
+            self.authd.stop()
+            sh(f"rm -rf auth auth.new; {trap}", cwd=HOME + "/run", user="qmailq", group="qmail", extra_groups=[])
+            self.start()
+            self.assertEqual(self.run_as("qmaild", ["authask", "true"], fds={3: f"joe\0{PASSWORD}\0\0".encode()}).code, 0, trap)
+        after = os.stat("/var/victim")
+        self.assertEqual((before.st_mode, before.st_uid, before.st_size, before.st_ctime), (after.st_mode, after.st_uid, after.st_size, after.st_ctime))
+
+    def test_the_classic_way_parses_as_qmaild_and_root_only_waits(self):
+        classic = Line.start(["qmail-popup", "test.example", "checkpassword", "qmail-pop3d", "Maildir"], env=ENV)
+        self.addCleanup(classic.close)
+        classic.expect("+OK <...>")
+        nofiles = gid("nofiles")
+        child, = [pid for pid in harness.family(classic.process.pid) if pid != classic.process.pid]
+        self.assertEqual(self.who(child), (uid("qmaild"), nofiles, [nofiles]))
+        self.assertEqual(os.stat(f"/proc/{child}/environ").st_uid, 0)  # nobody of its account can look into it
+        self.assertEqual(self.who(classic.process.pid)[0], 0)
+        dialogue(classic, f"C: USER joe\nS: +OK ...\nC: PASS {PASSWORD}\nS: +OK ...\nC: STAT\nS: +OK 0 0")
+        self.assertEqual(self.who(self.find("qmail-pop3d"))[0], uid("joe"))
+        self.assertEqual(classic.finish().code, 1)
 
 
 if __name__ == "__main__":
