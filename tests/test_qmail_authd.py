@@ -423,6 +423,12 @@ class ASystem(unittest.TestCase):
         self.assertTrue(len(uids) == len(gids) == 1, (uids, gids))
         return int(uids.pop()), int(gids.pop()), [int(g) for g in status["Groups"].split()]
 
+    def jail(self, pid):
+        """(no_new_privs, seccomp) of a process."""
+        with open(f"/proc/{pid}/status") as f:
+            status = dict(line.split(":", 1) for line in f.read().splitlines())
+        return int(status["NoNewPrivs"]), int(status["Seccomp"])
+
     def ended(self, pid):
         wait_for(lambda: not harness.family(pid), f"process {pid} to end")
 
@@ -447,6 +453,8 @@ class ASystem(unittest.TestCase):
         with open(f"/proc/{pop3d}/status") as f:
             beside = int(next(row.split()[1] for row in f if row.startswith("PPid")))
         self.assertEqual(self.who(beside)[0], 0)
+        # The front is locked in; what runs foreign programs is not.
+        self.assertEqual([self.jail(popup), self.jail(beside), self.jail(self.authd.pid)], [(1, 2), (0, 0), (0, 0)])
         self.assertNotIn(os.readlink(f"/proc/{pop3d}/fd/0"), [os.readlink(p) for p in glob.glob(f"/proc/{beside}/fd/*")])
         dialogue(line, "C: STAT\nS: +OK 0 0\nC: QUIT\nS: +OK ...")
         self.assertEqual(line.reader.read(), b"")
@@ -594,6 +602,7 @@ class ASystem(unittest.TestCase):
         self.assertEqual(self.who(child), (uid("qmaild"), nofiles, [nofiles]))
         self.assertEqual(os.stat(f"/proc/{child}/environ").st_uid, 0)  # nobody of its account can look into it
         self.assertEqual(self.who(classic.process.pid)[0], 0)
+        self.assertEqual([self.jail(child), self.jail(classic.process.pid)], [(1, 2), (0, 0)])
         dialogue(classic, f"C: USER joe\nS: +OK ...\nC: PASS {PASSWORD}\nS: +OK ...\nC: STAT\nS: +OK 0 0")
         self.assertEqual(self.who(self.find("qmail-pop3d"))[0], uid("joe"))
         self.assertEqual(classic.finish().code, 1)

@@ -7,10 +7,12 @@
 //! fd 3       name NUL password NUL timestamp NUL
 //! exit       what checker or program exits with; 1 not acceptable, 2 misused, 111 temporary trouble
 //! touches    run/auth
+//! jail       run/auth; no file, no exec
 //!
 //! It executes nothing. It stays until the session ends, and if it is ended, so is the session.
 #![forbid(unsafe_code)]
 
+use jail::{Jail, programs};
 use nix::errno::Errno;
 use qmail::auth::door::{self, Request};
 use qmail::fd;
@@ -32,6 +34,7 @@ fn ask(args: Args) -> Result<(), Trouble> {
     }
     let fields = read_fields()?;
     let home = Home::find()?;
+    Jail::of(&programs::AUTHASK).home(&home).close()?;
     let mut request = Request::new(fields, args.list());
     let answer = door::ask(&home, &request, fd::IN, fd::OUT);
     request.forget();

@@ -6,7 +6,9 @@
 //! fd 0, 1    the client; the subprogram gets them too, and fd 3 with name, password, timestamp
 //! exit       1 always: the session is the subprogram's
 //! env        as qmaild the variables of qmail::auth::door go with a login; else the subprogram inherits all
-//! touches    as qmaild run/auth, and executes nothing
+//! touches    as qmaild run/auth
+//! jail       as qmaild the connection and run/auth, no file, no exec; the classic way rlimits, and in the child that
+//!            talks the connection alone
 //!
 //! Not a byte behind the login line is read: it belongs to the subprogram. The classic way forks: the child
 //! talks to the client, as qmaild where root is the parent, and gives what a checker reads over a pipe; the
@@ -17,6 +19,7 @@
 mod connection;
 
 use connection::Answers;
+use jail::{Jail, programs};
 use nix::errno::Errno;
 use nix::poll::PollFlags;
 use nix::sys::signal::{Signal, kill};
@@ -71,11 +74,7 @@ fn session(args: &Args, answers: &mut Answers) -> Result<(), Errno> {
     }
     let home = match Home::find() {
         Ok(home) => Some(home),
-        Err(trouble) if environ::get("QMAIL_HOME").is_some() => {
-            let _ =
-                fd::write_all(fd::ERR, &[b"qmail-popup: fatal: ", trouble.text().as_slice(), b"\n"].concat());
-            return answers.err("[SYS/TEMP] this server is not set up");
-        }
+        Err(trouble) if environ::get("QMAIL_HOME").is_some() => return not_set_up(answers, &trouble),
         Err(_) => None,
     };
     let mut timestamp = format!("<{}.{}@", std::process::id(), date::now()).into_bytes();
@@ -84,6 +83,9 @@ fn session(args: &Args, answers: &mut Answers) -> Result<(), Errno> {
     match &home {
         Some(home) if is_behind_door(home) => {
             // Here everything is in one process, which has nobody's rights and executes nothing.
+            if let Err(trouble) = Jail::of(&programs::QMAIL_POPUP).home(home).close() {
+                return not_set_up(answers, &trouble);
+            }
             let Some(fields) = talk(answers, &timestamp)? else { return Ok(()) };
             ask(answers, home, subprogram, fields)
         }
@@ -92,6 +94,11 @@ fn session(args: &Args, answers: &mut Answers) -> Result<(), Errno> {
             None => Ok(()),
         },
     }
+}
+
+fn not_set_up(answers: &mut Answers, trouble: &Trouble) -> Result<(), Errno> {
+    let _ = fd::write_all(fd::ERR, &[b"qmail-popup: fatal: ", trouble.text().as_slice(), b"\n"].concat());
+    answers.err("[SYS/TEMP] this server is not set up")
 }
 
 /// Whether logins are qmail-authd's affair: we are the account that talks to the network.
@@ -106,6 +113,9 @@ fn talk_in_child(
     home: Option<&Home>,
     timestamp: &[u8],
 ) -> Result<Option<Vec<u8>>, Errno> {
+    if let Err(trouble) = Jail::of(&programs::QMAIL_POPUP_CLASSIC).close() {
+        return not_set_up(answers, &trouble).map(|()| None);
+    }
     let Ok((read, write)) = fd::pipe() else {
         return answers.err("[SYS/TEMP] unable to open pipe").map(|()| None);
     };
@@ -115,6 +125,11 @@ fn talk_in_child(
             return NOT_RUN;
         }
         memory::die_with_parent(Signal::SIGKILL as i32);
+        if let Err(trouble) = Jail::of(&programs::QMAIL_POPUP_TALKING).close() {
+            warn(&trouble);
+            let _ = answers.err("[SYS/TEMP] this server is not set up").and_then(|()| answers.flush());
+            return NOT_RUN;
+        }
         if let Ok(Some(mut fields)) = talk(answers, timestamp) {
             let _ = fd::write_all(&write, &fields);
             wipe(&mut fields);

@@ -192,7 +192,7 @@ pub static QMAIL_RSPAWN_OTHER: Profile =
         .part("with another program");
 
 pub static QMAIL_AUTHD: Profile =
-    Profile::open("qmail-authd", "root, or the owner", "what control/authprograms lists");
+    Profile::limits("qmail-authd", "root, or the owner", "what control/authprograms lists");
 
 // ---- local
 
@@ -260,10 +260,23 @@ pub static QMAIL_PW2U: Profile =
 
 // ---- pop
 
-pub static QMAIL_POPUP: Profile =
-    Profile::open("qmail-popup", "qmaild; the classic way root", "the classic way its arguments");
+pub static QMAIL_POPUP: Profile = Profile::jail("qmail-popup", "qmaild")
+    .files(&[own(&[place(Home("run"), LIST)])])
+    .network(Network::Local("the connection; sockets of this machine (`run/auth`)"))
+    .calls(&[&RUN, &FILES, &TALK, &UNIX]);
 
-pub static AUTHASK: Profile = Profile::open("authask", "its caller", "its arguments");
+pub static QMAIL_POPUP_CLASSIC: Profile =
+    Profile::limits("qmail-popup", "root, or the owner", "its arguments").part("the classic way");
+
+pub static QMAIL_POPUP_TALKING: Profile = Profile::jail("qmail-popup", "qmaild, or the owner")
+    .part("the classic way, the child that talks")
+    .network(Network::Local("the connection"))
+    .calls(&[&RUN, &TALK]);
+
+pub static AUTHASK: Profile = Profile::jail("authask", "its caller")
+    .files(&[own(&[place(Home("run"), LIST)])])
+    .network(Network::Local("sockets of this machine (`run/auth`)"))
+    .calls(&[&RUN, &FILES, &TALK, &UNIX]);
 
 pub static QMAIL_POP3D: Profile = Profile::jail("qmail-pop3d", "the user")
     .files(&[own(&[
@@ -355,6 +368,8 @@ pub static ALL: &[&Profile] = &[
     &QMAIL_NEWU,
     &QMAIL_PW2U,
     &QMAIL_POPUP,
+    &QMAIL_POPUP_CLASSIC,
+    &QMAIL_POPUP_TALKING,
     &AUTHASK,
     &QMAIL_POP3D,
     &CHECKPASSWORD,

@@ -6,6 +6,7 @@
 //! exit       0 after TERM, 111 cannot start, or its socket is another's
 //! env        PATH goes to the checkers, after it the home's bin
 //! touches    run/auth (makes); reads control/authprograms; starts what is listed there
+//! jail       rlimits: checkers and users' programs inherit all else
 //!
 //! qmail-popup, as qmaild, talks to the network and knows no secrets of the system; this program knows
 //! no network. It reads one packet of fixed form, looks for the command line it asks for in a list that
@@ -21,6 +22,7 @@ mod limits;
 mod log;
 
 use guard::Session;
+use jail::{Jail, programs};
 use limits::{Limits, Login, Outcome, Source, Ticket, Verdict};
 use log::Attempt;
 use nix::errno::Errno;
@@ -107,6 +109,7 @@ fn serve(args: program::Args) -> Result<(), Trouble> {
     check_trust(&home)?;
     let listener = open_socket(&home)?;
     signal::catch(&[Signal::SIGTERM, Signal::SIGCHLD]);
+    Jail::of(&programs::QMAIL_AUTHD).close()?;
     let limits = Limits::new().map_err(|e| Trouble::unable("get", "random bytes", e))?;
     let mut server =
         Server { us, home, listener: Some(listener), fronts: Vec::new(), rest: VecDeque::new(), limits };
