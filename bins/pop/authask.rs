@@ -32,9 +32,9 @@ fn ask(args: Args) -> Result<(), Trouble> {
     if args.list().is_empty() {
         return Err(Trouble::exit(MISUSED, "no service named"));
     }
-    let fields = read_fields()?;
     let home = Home::find()?;
     Jail::of(&programs::AUTHASK).home(&home).close()?;
+    let fields = read_fields()?;
     let mut request = Request::new(fields, args.list());
     let answer = door::ask(&home, &request, fd::IN, fd::OUT);
     request.forget();

@@ -101,6 +101,7 @@ fn serve(args: program::Args) -> Result<(), Trouble> {
     args.none()?;
     descriptor::close_above(2); // a session shall have the standard ones and no others
     let home = Home::find()?;
+    Jail::of(&programs::QMAIL_AUTHD).close()?;
     let us = home.ids().role("root").filter(|_| home.ids().is_own()).map_or(Uid::from_raw(0), |o| o.uid);
     if Uid::effective() != us {
         return Err(Trouble::temporary(format!("must be run as uid {us}")));
@@ -109,7 +110,6 @@ fn serve(args: program::Args) -> Result<(), Trouble> {
     check_trust(&home)?;
     let listener = open_socket(&home)?;
     signal::catch(&[Signal::SIGTERM, Signal::SIGCHLD]);
-    Jail::of(&programs::QMAIL_AUTHD).close()?;
     let limits = Limits::new().map_err(|e| Trouble::unable("get", "random bytes", e))?;
     let mut server =
         Server { us, home, listener: Some(listener), fronts: Vec::new(), rest: VecDeque::new(), limits };
