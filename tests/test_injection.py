@@ -362,7 +362,7 @@ ROWS = {
     "qmail-inject": (LIMITS, ("joe", "qmail-inject", "ann"), None),
     "sendmail": (LIMITS, ("joe", "sendmail", "ann"), None),
     "qmail-queue writing the queue": (SECCOMP, ("qmailq", "qmail-queue", "QMAILDOOR=direct"), ACCEPT),
-    "qmail-queue asking qmail-queued": (SECCOMP, ("joe", "qmail-queue"), set()),
+    "qmail-queue asking qmail-queued": (LANDLOCK, ("joe", "qmail-queue"), NO_FILTER),
     "qmail-send where its user owns the queue": (LANDLOCK, "send_own", NO_FILTER | ACCEPT | queue(
         "make info/0 local/0 remote/0 bounce", "write info/0 local/0 remote/0 bounce", "unlink info/0 local/0 remote/0 bounce") |
         {"control", "fork", "a message"}),

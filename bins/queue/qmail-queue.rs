@@ -5,7 +5,7 @@
 //! fd 1       the envelope: F sender NUL, T recipient NUL …, NUL
 //! fd 6       (written, if open) a text for users when the exit code is 82
 //! exit       0 on disk for good; 11 52 53 54 61-66 72-74 81 82 91 as in qmail-queue(8)
-//! jail       queue/ mess intd todo pid lock where its uid owns queue/mess, else no file; no new connection, no exec
+//! jail       queue/ mess intd todo pid lock where its uid owns queue/mess, else no file; no TCP, no exec
 #![forbid(unsafe_code)]
 
 use jail::{Jail, programs};
