@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import subprocess
 import unittest
 
 from tests import harness
@@ -23,11 +24,46 @@ class QmailClean(unittest.TestCase):
         return self.home.run(["qmail-clean"], requests)
 
     def test_foop_removes_intd_and_mess(self):
-        for name in ("intd/457", "mess/20/457", "todo/457"):
+        for name in ("intd/457", "mess/20/457"):
             self.touch(name)
         result = self.ask(b"foop/457\0")
         self.assertEqual((result.code, result.out), (0, b"+"))
-        self.assertEqual([self.there(n) for n in ("intd/457", "mess/20/457", "todo/457")], [False, False, True])
+        self.assertEqual([self.there(n) for n in ("intd/457", "mess/20/457")], [False, False])
+
+    def test_foop_leaves_what_has_been_accepted_since_it_was_asked(self):
+        for name in ("intd/457", "mess/20/457", "todo/457"):
+            self.touch(name)
+        self.assertEqual(self.ask(b"foop/457\0").out, b"!")
+        self.assertEqual([self.there(n) for n in ("intd/457", "mess/20/457", "todo/457")], [True, True, True])
+
+    def test_foop_of_a_message_that_is_gone_leaves_what_may_be_the_next_ones(self):
+        self.touch("intd/457")
+        self.assertEqual(self.ask(b"foop/457\0").out, b"+")
+        self.assertTrue(self.there("intd/457"))
+
+    def test_it_serves_when_the_one_before_it_has_ended(self):
+        """Until then a number that it was asked about may be in the hands of the other."""
+        self.touch("mess/20/457")
+        before = os.open(self.home.file("queue/intd"), os.O_RDONLY | os.O_DIRECTORY)
+        self.addCleanup(os.close, before)
+        fcntl.flock(before, fcntl.LOCK_EX)
+        child = subprocess.Popen([harness.program("qmail-clean")], env=self.home.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.addCleanup(child.wait)
+        self.addCleanup(child.kill)
+        for pipe in (child.stdin, child.stdout):
+            self.addCleanup(pipe.close)
+        child.stdin.write(b"foop/457\0")
+        child.stdin.close()
+        harness.wait_for(lambda: self.waits_for_a_lock(child.pid), "qmail-clean to wait")
+        self.assertTrue(self.there("mess/20/457"))
+        fcntl.flock(before, fcntl.LOCK_UN)
+        self.assertEqual(child.stdout.read(), b"+")
+        self.assertFalse(self.there("mess/20/457"))
+
+    def waits_for_a_lock(self, pid):
+        """A line of /proc/locks with an arrow is somebody who waits."""
+        with open("/proc/locks") as locks:
+            return any("->" in line and f" {pid} " in line for line in locks)
 
     def test_todo_removes_intd_and_todo(self):
         for name in ("intd/457", "mess/20/457", "todo/457"):

@@ -9,7 +9,7 @@
 
 use jail::{Jail, programs};
 use nix::errno::Errno;
-use nix::fcntl::AT_FDCWD;
+use nix::fcntl::{AT_FDCWD, Flock, FlockArg};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use qmail::home::Home;
 use qmail::queue::age::Clock;
@@ -41,6 +41,7 @@ fn clean(args: program::Args) -> Result<(), Trouble> {
     let home = Home::find()?;
     let directory = home.path("queue");
     nix::unistd::chdir(fd::path(&directory)).map_err(|e| Trouble::unable("switch to", &directory, e))?;
+    wait_for_turn()?;
     Jail::of(&programs::QMAIL_CLEAN).home(&home).close()?;
     let clock = Clock::start();
     let mut requests = Reader::new(fd::IN);
@@ -66,6 +67,25 @@ fn clean(args: program::Args) -> Result<(), Trouble> {
     }
 }
 
+/// One qmail-clean a queue, for life. An earlier one may still have a request of a qmail-send that is gone:
+/// carried out while the next qmail-send is at work, it would remove what belongs to another message by now.
+/// qmail-send begins when we have answered once, so it waits here too.
+fn wait_for_turn() -> Result<(), Trouble> {
+    let trouble = |errno| Trouble::unable("lock", "intd", errno);
+    let mut directory = fd::open_directory("intd").map_err(trouble)?;
+    loop {
+        directory = match Flock::lock(directory, FlockArg::LockExclusive) {
+            // It goes with the process; in the jail there is no giving it up.
+            Ok(lock) => {
+                std::mem::forget(lock);
+                return Ok(());
+            }
+            Err((directory, Errno::EINTR)) => directory,
+            Err((_, errno)) => return Err(trouble(errno)),
+        }
+    }
+}
+
 /// Serves one request. Nothing of it reaches a path except a number we parsed ourselves.
 fn decide(request: &[u8]) -> u8 {
     if request.len() < REQUEST_MIN {
@@ -81,14 +101,20 @@ fn decide(request: &[u8]) -> u8 {
     if done.is_ok() { b'+' } else { b'!' }
 }
 
-/// Removes intd and then mess; never under a writer that still holds its lock, whose number this is
-/// and not the one that qmail-send speaks of.
+/// Removes intd and then mess: never under a writer that still holds its lock, never what has been accepted
+/// since. This number may be another message's by now, and not the one that qmail-send speaks of.
 fn remove_message(number: Number) -> Result<(), Errno> {
     let mess = queue::mess(number);
-    match fd::open_read(&mess) {
-        Ok(file) if lock::is_held(&file)? => return Err(Errno::EAGAIN),
-        Ok(_) | Err(Errno::ENOENT) => {}
+    // As long as this is open nobody can get the number anew.
+    let file = match fd::open_read(&mess) {
+        Ok(file) => file,
+        // Gone. What is found under these names from now on is a new message; an intd alone is swept.
+        Err(Errno::ENOENT) => return Ok(()),
         Err(errno) => return Err(errno),
+    };
+    // In this order: a writer links todo before it gives up its lock.
+    if lock::is_held(&file)? || !is_gone(&queue::todo_path(number)) {
+        return Err(Errno::EAGAIN);
     }
     unlink(&queue::intd(number))?;
     unlink(&mess)
