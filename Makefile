@@ -1,13 +1,14 @@
 # The one entry point. `make help` says what there is; `make` alone builds.
 
 .DEFAULT_GOAL := build
-.PHONY: help build dist run test check bench fuzz install uninstall clean
+.PHONY: help build dist run test check bench model fuzz install uninstall clean
 
 help:
 	@echo "make build      compile everything into target/bin"
 	@echo "make run        build, make a home, start the system there, deliver a first message"
 	@echo "make test       everything that can be tried on this machine; installs what it drives"
 	@echo "make check      format, lints, manual pages, completeness"
+	@echo "make model      check the model of the queue: what must hold, and that each mistake in it is found (needs spin)"
 	@echo "make bench      measurements, as printed in doc/performance.md"
 	@echo "make install    as root, after make build: a system home (QMAIL_HOME=/var/qmail, DESTDIR=, ME=host name)"
 	@echo "make uninstall  as root: take programs and manual pages out again; mail and control files stay"
@@ -32,6 +33,9 @@ check: build
 
 bench: build
 	@python3 -m tests.bench
+
+model:
+	@scripts/model
 
 fuzz:
 	@scripts/fuzz
