@@ -95,6 +95,7 @@ fn decide(request: &[u8]) -> u8 {
     let Some(number) = queue::number(name) else { return b'x' };
     let done = match verb {
         b"foop/" => remove_message(number),
+        // model: C5 C6
         b"todo/" => unlink(&queue::intd(number)).and_then(|()| unlink(&queue::todo_path(number))),
         _ => return b'x',
     };
@@ -106,6 +107,7 @@ fn decide(request: &[u8]) -> u8 {
 fn remove_message(number: Number) -> Result<(), Errno> {
     let mess = queue::mess(number);
     // As long as this is open nobody can get the number anew.
+    // model: C1
     let file = match fd::open_read(&mess) {
         Ok(file) => file,
         // Gone. What is found under these names from now on is a new message; an intd alone is swept.
@@ -113,11 +115,12 @@ fn remove_message(number: Number) -> Result<(), Errno> {
         Err(errno) => return Err(errno),
     };
     // In this order: a writer links todo before it gives up its lock.
+    // model: C2
     if lock::is_held(&file)? || !is_gone(&queue::todo_path(number)) {
         return Err(Errno::EAGAIN);
     }
-    unlink(&queue::intd(number))?;
-    unlink(&mess)
+    unlink(&queue::intd(number))?; // model: C3
+    unlink(&mess) // model: C4
 }
 
 /// A file that is gone already counts as removed.
@@ -135,7 +138,7 @@ fn sweep_pid(clock: &Clock) {
         let path = entry.path();
         let Ok(file) = nix::sys::stat::lstat(&path) else { continue };
         if clock.is_old(&file) && unlocked(&path) {
-            let _ = nix::unistd::unlink(&path);
+            let _ = nix::unistd::unlink(&path); // model: C7
         }
     }
 }
@@ -148,7 +151,7 @@ fn sweep_intd(clock: &Clock) {
         let Some(number) = queue::number(entry.file_name().as_bytes()) else { continue };
         let Ok(file) = nix::sys::stat::lstat(&entry.path()) else { continue };
         if clock.is_old(&file) && is_gone(&queue::mess(number)) && is_gone(&queue::todo_path(number)) {
-            let _ = unlink(&queue::intd(number));
+            let _ = unlink(&queue::intd(number)); // model: C8
         }
     }
 }

@@ -60,6 +60,7 @@ fn write_queue(home: &Home) -> Result<(), Trouble> {
     Jail::of(&programs::QMAIL_QUEUE).home(home).close().map_err(|_| exit(code::HOME))?;
     let origin = Origin { uid: nix::unistd::getuid(), pid: nix::unistd::getpid() };
     let source = Source { message: Reader::new(fd::IN), envelope: Reader::new(fd::OUT), stall: None };
+    // model: Q16 R4
     accept::accept(home, origin, source).map(|_| ()).map_err(|refusal| exit(refusal.0))
 }
 

@@ -279,6 +279,7 @@ fn take_message(home: &Home, origin: Origin, connection: &OwnedFd) -> i32 {
         }
         Err(_) => code::COMMUNICATION,
     };
+    // model: Q16 R4
     door::send_answer(connection, number, b"");
     number
 }

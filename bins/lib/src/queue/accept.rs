@@ -73,6 +73,7 @@ pub fn accept<M: AsFd, E: AsFd>(
     let draft = Draft::begin()?;
     match draft.fill(home, origin, &mut source) {
         // Nobody waits for the answer any more, and will hand the message in again: the last moment to stop.
+        // model: Q11
         Ok(()) if source.envelope.peer_left() => {
             draft.discard();
             Err(Refusal(code::READ))
@@ -108,6 +109,7 @@ impl Draft {
     fn find_number(haunted: &mut Vec<(String, OwnedFd)>) -> Result<Draft, Refusal> {
         for sequence in 1..=SEQUENCE_MAX {
             let name = format!("pid/{}.{}.{sequence}", nix::unistd::getpid(), date::now());
+            // model: Q1
             let file = match fd::create_new(&name, 0o644) {
                 Ok(file) => file,
                 Err(Errno::EEXIST) => continue,
@@ -118,15 +120,18 @@ impl Draft {
                 haunted.push((name, file));
                 continue;
             }
+            // model: Q2
             if super::lock::hold(&file).is_err() {
                 let _ = unlink(&name);
                 return Err(Refusal(code::PID));
             }
+            // model: Q3
             if link(&name, &mess(number)).is_err() {
                 let _ = unlink(&name);
                 return Err(Refusal(code::MESS));
             }
             let draft = Draft { number, mess: file, intd_created: Cell::new(false) };
+            // model: Q4
             if unlink(&name).is_err() {
                 draft.discard();
                 return Err(Refusal(code::PID));
@@ -143,10 +148,13 @@ impl Draft {
         origin: Origin,
         source: &mut Source<M, E>,
     ) -> Result<(), Refusal> {
+        // model: Q5
         let (length, message) = self.copy_message(&received(home, origin), source)?;
         // The kernel starts on the message while we read the envelope.
         start_writeback(&self.mess);
+        // model: Q6
         let file = self.create_intd()?;
+        // model: Q7
         let head = format!("u{}\0p{}\0", origin.uid, origin.pid).into_bytes();
         let envelope = copy_envelope(&file, head, source)?;
         let commit =
@@ -199,15 +207,16 @@ impl Draft {
     fn sync(&self, intd: &OwnedFd) -> Result<(), Refusal> {
         start_writeback(intd);
         let directory = format!("mess/{}", self.number % super::SPLIT);
-        fd::fsync(&self.mess)
-            .and_then(|()| fd::fsync(intd))
-            .and_then(|()| fd::sync_directory(directory))
+        fd::fsync(&self.mess) // model: Q8
+            .and_then(|()| fd::fsync(intd)) // model: Q9
+            .and_then(|()| fd::sync_directory(directory)) // model: Q10
             .map_err(|_| Refusal(code::WRITE))
     }
 
     /// S3 -> S4, durable, then the answer.
     fn commit(self) -> Result<Number, Refusal> {
         let todo = todo_path(self.number);
+        // model: Q12
         if let Err(errno) = link(&intd(self.number), &todo) {
             // Only when the name is certainly not ours may the message go.
             if errno == Errno::EEXIST || !exists(&todo) {
@@ -217,16 +226,19 @@ impl Draft {
         }
         // From here on the message is visible. Never remove mess/N now: should the name todo/N
         // survive although we failed, the message must be there.
+        // model: Q13
         if fd::sync_directory("todo").is_err() {
-            let _ = unlink(&todo);
+            let _ = unlink(&todo); // model: R3
             return Err(Refusal(code::WRITE));
         }
         // A cleanup that did not see our lock would have taken the file from under us.
+        // model: Q14
         if fstat(&self.mess).map_or(0, |s| s.st_nlink) == 0 {
             let _ = unlink(&todo);
             return Err(Refusal(code::WRITE));
         }
         let number = self.number;
+        // model: Q15
         drop(self); // gives up the lock: now qmail-send may take the message
         pull_trigger();
         Ok(number)
@@ -234,10 +246,11 @@ impl Draft {
 
     /// S2 or S3 -> S1. intd goes first: mess without intd is S2, intd without mess would be nobody's.
     fn discard(&self) {
+        // model: R1
         if self.intd_created.get() && unlink(&intd(self.number)).is_err() {
             return;
         }
-        let _ = unlink(&mess(self.number));
+        let _ = unlink(&mess(self.number)); // model: R2
     }
 }
 
