@@ -30,7 +30,11 @@ class Front:
     def __init__(self, home, data=None, descriptors=None):
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.socket.settimeout(harness.TIMEOUT)
-        self.socket.connect(home + "/run/auth")
+        try:
+            self.socket.connect(home + "/run/auth")
+        except OSError:
+            self.socket.close()
+            raise
         if data is not None:
             with open(os.devnull, "r+b") as null:
                 try:

@@ -5,6 +5,7 @@ import os
 import pwd
 import signal
 import socket
+import struct
 import subprocess
 import time
 import unittest
@@ -133,6 +134,46 @@ class Requests(logins.InAHome):
             front.close()
         self.assertEqual(self.ask("true").answer(), 0)
         wait_for(lambda: len(os.listdir(f"/proc/{self.authd.pid}/fd")) < 12, "the connections to be closed")
+
+    def lingering(self):
+        """A TCP connection that takes for ever to close: full, and its peer reads nothing."""
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            sender = socket.create_connection(listener.getsockname())
+            peer = listener.accept()[0]
+        self.addCleanup(peer.close)
+        sender.setblocking(False)
+        try:
+            while True:
+                sender.send(bytes(65536))
+        except BlockingIOError:
+            pass
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 30000))
+        return sender
+
+    def test_what_takes_for_ever_to_close_is_not_closed_by_it(self):
+        self.script("fail", "exit 111")
+        os.kill(self.authd.pid, signal.SIGSTOP)  # so that all is there when it looks, and nobody else has it
+        self.addCleanup(lambda: self.authd.process.poll() is not None or os.kill(self.authd.pid, signal.SIGCONT))
+        good = [packet(fields("joe", "secret"), [word]) for word in ("no-such-service", "fail", "true")]
+        for data in ([b"no request"], *([data] for data in good), *([data, b"and more"] for data in good)):
+            front = self.front()
+            for piece in data:
+                # In every packet another one; the last sender's copy is the one that was passed.
+                sender = self.lingering()
+                second = self.lingering() if piece != b"no request" else None
+                passed = [sender] + [second] * (second is not None)
+                socket.send_fds(front.socket, [piece], [s.fileno() for s in passed])
+                for s in passed:
+                    os.close(s.detach())  # not the last: the packet has it
+            if data[-1] == b"and more":
+                front.close()
+        os.kill(self.authd.pid, signal.SIGCONT)
+        self.assertEqual(self.ask("true").answer(), 0)
+        self.wait_quiet()
+
+    def wait_quiet(self):
+        wait_for(lambda: list(harness.family(self.authd.pid)) == [self.authd.pid], "its children to end")
+        self.assertEqual(self.ask("true").answer(), 0)
 
     @unittest.skipUnless(os.geteuid() == 0, "needs a second user")
     def test_strangers_are_not_heard(self):

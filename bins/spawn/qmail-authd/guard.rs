@@ -16,7 +16,7 @@ use qmail::sys::signal;
 use qmail::timed::Deadline;
 use qmail::trouble::{Trouble, wording};
 use qmail::{environ::Environ, exits, fd};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
 /// Between asking a session to end and killing it, and between that and killing it again.
@@ -28,8 +28,8 @@ const ORPHAN_DELAY: Duration = Duration::from_secs(15);
 /// All that a session is made of.
 pub struct Session<'a> {
     pub connection: &'a OwnedFd,
-    pub input: OwnedFd,
-    pub output: OwnedFd,
+    /// The connection it serves: in, out.
+    pub passed: &'a [OwnedFd; 2],
     pub fields: Vec<u8>,
     pub program: Vec<u8>,
     pub words: &'a [Vec<u8>],
@@ -55,15 +55,16 @@ pub fn run(session: Session<'_>) -> i32 {
 }
 
 fn guard(session: Session<'_>) -> i32 {
-    let Session { connection, input, output, mut fields, program, words, environ, directory, .. } = session;
+    let Session { connection, passed, mut fields, program, words, environ, directory, .. } = session;
+    let [input, output] = passed;
     let name = words.first().map(Vec::as_slice).unwrap_or_default();
     let started = fd::pipe().and_then(|(read, write)| {
         fd::set_nonblocking(&write, true)?;
         let command = Command::new(&program, words)
             .environ(&environ)
             .directory(&directory)
-            .descriptor(&input, 0)
-            .descriptor(&output, 1)
+            .descriptor(input, 0)
+            .descriptor(output, 1)
             .descriptor(&read, 3);
         let pid = process::fork_child(|| {
             let _ = setsid(); // a group of its own, that can be ended whole
@@ -72,8 +73,8 @@ fn guard(session: Session<'_>) -> i32 {
         })?;
         Ok((pid, write))
     });
-    // From here on only the session holds the connection to the client.
-    drop((input, output));
+    // From here on only the session and the front hold the connection to the client.
+    passed.iter().for_each(|number| process::close(number.as_raw_fd()));
     let end = match started {
         Ok((pid, write)) => watch(pid, connection, write, &mut fields),
         Err(errno) => {

@@ -34,7 +34,7 @@ use nix::sys::socket::{
 };
 use nix::sys::stat::{Mode, fstat, umask};
 use nix::unistd::{Gid, Pid, Uid};
-use qmail::auth::door::{self, Request};
+use qmail::auth::door::{self, Received, Request};
 use qmail::auth::services::{self, Service};
 use qmail::auth::wipe;
 use qmail::environ::{self, Environ};
@@ -45,6 +45,7 @@ use qmail::trouble::{Trouble, wording};
 use qmail::trust::{Kind, Thing};
 use qmail::{exits, fd, program, setup};
 use std::collections::VecDeque;
+use std::mem::ManuallyDrop;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -111,8 +112,16 @@ fn serve(args: program::Args) -> Result<(), Trouble> {
     let listener = open_socket(&home)?;
     signal::catch(&[Signal::SIGTERM, Signal::SIGCHLD]);
     let limits = Limits::new().map_err(|e| Trouble::unable("get", "random bytes", e))?;
-    let mut server =
-        Server { us, home, listener: Some(listener), fronts: Vec::new(), rest: VecDeque::new(), limits };
+    // Never dropped: with the listener would go connections nobody took, and what was passed in them.
+    let mut server = ManuallyDrop::new(Server {
+        us,
+        home,
+        listener: Some(listener),
+        fronts: Vec::new(),
+        rest: VecDeque::new(),
+        limits,
+        ended: Vec::new(),
+    });
     let mut look = Instant::now() + SELF;
     while !signal::take(Signal::SIGTERM) {
         server.turn(look)?;
@@ -247,6 +256,9 @@ struct Server {
     /// Those that `admit` has still to look at.
     rest: VecDeque<Front>,
     limits: Limits,
+    /// What fronts have passed, to be closed by a child: whoever passed a descriptor can make its last close wait
+    /// as long as it likes (SO_LINGER), also where it lies unread in a connection.
+    ended: Vec<OwnedFd>,
 }
 
 impl Server {
@@ -258,18 +270,42 @@ impl Server {
             self.accept();
         }
         let mut requests = 0;
-        for front in std::mem::take(&mut self.fronts) {
+        for Front { connection, uid, stage } in std::mem::take(&mut self.fronts) {
             let mut ready = ready.next().unwrap_or(false); // none for the one just accepted
-            if ready && matches!(front.stage, Stage::Silent { .. }) {
+            if ready && matches!(stage, Stage::Silent { .. }) {
                 requests += 1;
                 ready = requests <= REQUESTS_A_TURN;
             }
-            let front = self.step(front, ready);
-            self.fronts.extend(front);
+            let stage = self.step(&connection, uid, stage, ready);
+            self.keep(connection, uid, stage);
         }
         self.reap();
         self.admit();
+        self.bury();
         Ok(())
+    }
+
+    /// A front goes on, or has ended.
+    fn keep(&mut self, connection: OwnedFd, uid: Uid, stage: Option<Stage>) {
+        match stage {
+            Some(stage) => self.fronts.push(Front { connection, uid, stage }),
+            None => self.ended.push(connection),
+        }
+    }
+
+    /// A login that is not checked.
+    fn dismiss(&mut self, mut asked: Box<Asked>) {
+        asked.request.forget();
+        self.ended.extend([asked.input, asked.output]);
+    }
+
+    /// Closes what has ended, by a child's end.
+    fn bury(&mut self) {
+        if !self.ended.is_empty()
+            && let Err((errno, _)) = process::fork_heir(std::mem::take(&mut self.ended), |_| exits::SUCCESS)
+        {
+            pause("fork", errno);
+        }
     }
 
     /// Whether the listener and each front, in their order, have something for us.
@@ -305,16 +341,20 @@ impl Server {
             Err(Errno::EAGAIN | Errno::EINTR | Errno::ECONNABORTED) => return,
             Err(errno) => return pause("accept a connection", errno),
         };
-        let Ok(peer) = getsockopt(&connection, sockopt::PeerCredentials) else { return };
+        let Ok(peer) = getsockopt(&connection, sockopt::PeerCredentials) else {
+            return self.ended.push(connection);
+        };
         let uid = Uid::from_raw(peer.uid());
         let qmaild = self.home.ids().role("qmaild").is_some_and(|qmaild| qmaild.uid == uid);
         if !(uid.is_root() || uid == self.us || qmaild) {
             door::send_answer(&connection, exits::TEMPORARY);
+            self.ended.push(connection);
             return log::complain(&Trouble::temporary(format!("refused a connection by uid {uid}")));
         }
         let own = self.fronts.iter().filter(|front| front.uid == uid).count();
         if own >= PER_UID_MAX && uid != self.us {
             door::send_answer(&connection, exits::TEMPORARY);
+            self.ended.push(connection);
             return log::complain(&Trouble::temporary(format!("too many logins at once by uid {uid}")));
         }
         let stage = Stage::Silent { until: Instant::now() + REQUEST };
@@ -322,40 +362,48 @@ impl Server {
     }
 
     /// What happened to a front, or what its time brings; None when there is nothing left of it.
-    fn step(&mut self, front: Front, ready: bool) -> Option<Front> {
+    fn step(&mut self, connection: &OwnedFd, uid: Uid, stage: Stage, ready: bool) -> Option<Stage> {
         let now = Instant::now();
-        let Front { connection, uid, stage } = front;
-        let stage = match stage {
-            Stage::Silent { .. } if ready => match door::receive(&connection) {
-                Ok(Some((request, input, output))) => self.take(&connection, request, input, output)?,
-                Ok(None) => return None,
-                Err(Errno::EAGAIN | Errno::EINTR) => stage,
-                Err(_) => {
-                    door::send_answer(&connection, exits::TEMPORARY);
+        match stage {
+            Stage::Silent { .. } if ready => match door::receive(connection) {
+                Ok(Received::Request(request, input, output)) => {
+                    self.take(connection, request, input, output)
+                }
+                Ok(Received::End) => None,
+                Err(Errno::EAGAIN | Errno::EINTR) => Some(stage),
+                wrong => {
+                    door::send_answer(connection, exits::TEMPORARY);
                     log::complain(&Trouble::temporary(format!("uid {uid} sent what is no request")));
-                    return None;
+                    if let Ok(Received::Wrong(passed)) = wrong {
+                        self.ended.extend(passed);
+                    }
+                    None
                 }
             },
-            Stage::Silent { until } if now >= until => return None,
-            Stage::Waiting { .. } | Stage::Held { .. } if ready => return None, // it has left
+            Stage::Silent { until } if now >= until => None,
+            Stage::Held { .. } if ready => None, // it has left
+            Stage::Waiting { asked, .. } if ready => {
+                self.dismiss(asked);
+                None
+            }
             Stage::Waiting { asked, until } if now >= until => {
-                door::send_answer(&connection, exits::TEMPORARY);
+                door::send_answer(connection, exits::TEMPORARY);
                 asked.attempt.end("late");
-                return None;
+                self.dismiss(asked);
+                None
             }
             Stage::Held { code, until } if now >= until => {
-                door::send_answer(&connection, code);
-                return None;
+                door::send_answer(connection, code);
+                None
             }
             Stage::Running { pid, mut ticket, attempt, since } => {
                 if now.saturating_duration_since(since) >= CHECK {
                     self.limits.release(&mut ticket);
                 }
-                Stage::Running { pid, ticket, attempt, since }
+                Some(Stage::Running { pid, ticket, attempt, since })
             }
-            stage => stage,
-        };
-        Some(Front { connection, uid, stage })
+            stage => Some(stage),
+        }
     }
 
     /// A request has come.
@@ -385,6 +433,7 @@ impl Server {
         };
         Attempt::new(word, &name, address).end(result);
         request.forget();
+        self.ended.extend([input, output]);
         door::send_answer(connection, answer);
         None
     }
@@ -402,9 +451,8 @@ impl Server {
                 End::Exit(code) => code,
                 End::Crash(_) => exits::TEMPORARY,
             };
-            if let Some(stage) = self.settle(&connection, code, ticket, &attempt, since) {
-                self.fronts.push(Front { connection, uid, stage });
-            }
+            let stage = self.settle(&connection, code, ticket, &attempt, since);
+            self.keep(connection, uid, stage);
         }
     }
 
@@ -451,7 +499,7 @@ impl Server {
                 Stage::Waiting { asked, until } => self.check(&connection, asked, until, &mut waiting),
                 stage => Some(stage),
             };
-            self.fronts.extend(stage.map(|stage| Front { connection, uid, stage }));
+            self.keep(connection, uid, stage);
         }
     }
 
@@ -467,6 +515,7 @@ impl Server {
             Verdict::Check(ticket) => self.start(connection, *asked, ticket),
             Verdict::Refuse(delay) => {
                 asked.attempt.end("refused unasked");
+                self.dismiss(asked);
                 Some(Stage::Held { code: REFUSED, until: now + delay })
             }
             Verdict::Wait => {
@@ -474,6 +523,7 @@ impl Server {
                 if waiting.len() >= WAITING_MAX || same >= WAITING_PER_ACCOUNT_MAX {
                     asked.attempt.end("too many wait");
                     door::send_answer(connection, exits::TEMPORARY);
+                    self.dismiss(asked);
                     return None;
                 }
                 waiting.push(asked.login);
@@ -486,34 +536,47 @@ impl Server {
     fn start(&mut self, connection: &OwnedFd, asked: Asked, ticket: Ticket) -> Option<Stage> {
         let Asked { mut request, input, output, service, attempt, .. } = asked;
         let parent = nix::unistd::getpid();
-        let fields = std::mem::take(&mut request.fields);
-        let mut session = Some(Session {
-            connection,
-            input,
-            output,
-            fields,
-            program: program_path(&self.home, &service),
-            words: &service.words,
-            environ: environment(&self.home, &request),
-            directory: self.home.path(""),
-            parent,
-        });
-        let forked = process::fork_child(|| {
-            // What is other fronts' must not stay open in here: they would not notice their end.
-            self.listener = None;
-            self.fronts.clear();
-            self.rest.clear();
-            session.take().map_or(exits::TEMPORARY, guard::run)
-        });
-        if let Some(session) = &mut session {
-            wipe(&mut session.fields);
-        }
+        let mut fields = std::mem::take(&mut request.fields);
+        let (program, environ) = (program_path(&self.home, &service), environment(&self.home, &request));
+        let directory = self.home.path("");
+        let passed = [input, output];
+        let forked = match fd::pipe() {
+            Err(errno) => Err((errno, passed)),
+            Ok((cleared, clearing)) => {
+                let forked = process::fork_heir(passed, |passed| {
+                    // What is other fronts' must not stay open in here: they would not notice their end.
+                    self.listener = None;
+                    self.fronts.clear();
+                    self.rest.clear();
+                    self.ended.clear();
+                    process::close(clearing.as_raw_fd());
+                    let fields = std::mem::take(&mut fields);
+                    let words = &service.words;
+                    guard::run(Session {
+                        connection,
+                        passed,
+                        fields,
+                        program,
+                        words,
+                        environ,
+                        directory,
+                        parent,
+                    })
+                });
+                // As long as we have them all, none of these closes was the last one.
+                drop(clearing);
+                let _ = fd::read(&cleared, &mut [0]);
+                forked
+            }
+        };
+        wipe(&mut fields);
         match forked {
             Ok(pid) => Some(Stage::Running { pid, ticket, attempt, since: Instant::now() }),
-            Err(errno) => {
+            Err((errno, passed)) => {
                 self.limits.settle(ticket, Outcome::Neither, Instant::now());
                 attempt.end("temporary 111");
                 door::send_answer(connection, exits::TEMPORARY);
+                self.ended.extend(passed);
                 pause("fork", errno);
                 None
             }
@@ -522,7 +585,6 @@ impl Server {
 
     /// Sessions go on, each with its child beside it; who waits for an answer gets the one there is.
     fn leave(&mut self) {
-        self.listener = None;
         for front in &self.fronts {
             match front.stage {
                 Stage::Running { .. } => {}

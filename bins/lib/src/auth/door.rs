@@ -72,6 +72,9 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// A server must take a connection within this time; its backlog is full otherwise.
 const CONNECT_SECONDS: i64 = 60;
 
+/// Descriptors that Linux lets a packet carry (SCM_MAX_FD).
+const PASSED_MAX: usize = 253;
+
 /// Bytes in the path of a socket's address (sun_path, without its NUL).
 const PATH_MAX: usize = 107;
 
@@ -275,41 +278,49 @@ fn send_packet(
     }
 }
 
-/// A request with its two descriptors (in, out); None when the client has left. EPROTO when it is anything
-/// else, EAGAIN when nothing is there yet.
-pub fn receive(connection: impl AsFd) -> Result<Option<(Request, OwnedFd, OwnedFd)>, Errno> {
+/// What a client has sent.
+pub enum Received {
+    /// With its two descriptors: in, out.
+    Request(Request, OwnedFd, OwnedFd),
+    /// Anything else, and what was passed with it: to be closed where that may take its time (SO_LINGER).
+    Wrong(Vec<OwnedFd>),
+    /// Nothing; it has left.
+    End,
+}
+
+/// Takes what is there; EAGAIN when nothing is yet.
+pub fn receive(connection: impl AsFd) -> Result<Received, Errno> {
     let mut packet = vec![0u8; REQUEST_MAX + 1];
     let received = receive_packet(connection, &mut packet);
     let request = match &received {
-        Ok((n, _)) => packet.get(..*n).and_then(Request::parse),
-        Err(_) => None,
+        Ok((n, whole, _)) if *whole => packet.get(..*n).and_then(Request::parse),
+        _ => None,
     };
     wipe(&mut packet);
-    let (bytes, passed) = received?;
-    match (request, <[OwnedFd; 2]>::try_from(passed)) {
-        (Some(request), Ok([input, output])) => Ok(Some((request, input, output))),
-        (None, Err(passed)) if bytes == 0 && passed.is_empty() => Ok(None),
-        _ => Err(Errno::EPROTO),
-    }
+    let (bytes, whole, passed) = received?;
+    Ok(match (request, <[OwnedFd; 2]>::try_from(passed)) {
+        (Some(request), Ok([input, output])) => Received::Request(request, input, output),
+        (None, Err(passed)) if bytes == 0 && whole && passed.is_empty() => Received::End,
+        (_, Ok(passed)) => Received::Wrong(passed.into()),
+        (_, Err(passed)) => Received::Wrong(passed),
+    })
 }
 
-fn receive_packet(connection: impl AsFd, packet: &mut [u8]) -> Result<(usize, Vec<OwnedFd>), Errno> {
-    let mut space = nix::cmsg_space!([RawFd; 2]);
+/// How many bytes, whether that was all, and the descriptors. As many as the system ever passes have room: it would
+/// close the others here and now.
+fn receive_packet(connection: impl AsFd, packet: &mut [u8]) -> Result<(usize, bool, Vec<OwnedFd>), Errno> {
+    let mut space = nix::cmsg_space!([RawFd; PASSED_MAX]);
     let mut data = [IoSliceMut::new(packet)];
     let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
     let received = recvmsg::<()>(connection.as_fd().as_raw_fd(), &mut data, Some(&mut space), flags)?;
     let mut passed = Vec::new();
     for control in received.cmsgs()? {
         if let ControlMessageOwned::ScmRights(numbers) = control {
-            for number in numbers {
-                passed.push(fd::take(number)?);
-            }
+            passed.extend(numbers.into_iter().filter_map(|number| fd::take(number).ok()));
         }
     }
-    if received.flags.intersects(MsgFlags::MSG_CTRUNC | MsgFlags::MSG_TRUNC) {
-        return Err(Errno::EPROTO);
-    }
-    Ok((received.bytes, passed))
+    let whole = !received.flags.intersects(MsgFlags::MSG_CTRUNC | MsgFlags::MSG_TRUNC);
+    Ok((received.bytes, whole, passed))
 }
 
 /// The server's last word. Never waits: the answer fits the socket's buffer, or nobody reads it.
