@@ -46,6 +46,23 @@ class Authask(logins.InAHome):
         self.assertEqual(self.run_it("crash").code, 111)
         self.authd.wait_log(r"^qmail-authd: warning: crash died from signal 11$")
 
+    @unittest.skipUnless(os.geteuid() == 0, "only root may look into it")
+    def test_while_it_waits_it_has_no_password_any_more(self):
+        self.script("stay", "cat <&3 >/dev/null; touch here; exec sleep 1000")
+        process = self.start_it("stay")
+        wait_for(lambda: os.path.exists(self.home.file("here")), "the session")
+        held = b""
+        with open(f"/proc/{process.pid}/maps") as maps, open(f"/proc/{process.pid}/mem", "rb", buffering=0) as memory:
+            for row in maps.read().splitlines():
+                place, rights, *_ = row.split()
+                if rights.startswith("rw"):
+                    start, end = (int(n, 16) for n in place.split("-"))
+                    memory.seek(start)
+                    held += memory.read(end - start)
+        # Not assertIn: what it would print is all of the memory.
+        self.assertTrue(b"stay" in held, "that was not its memory")
+        self.assertFalse(b"secret" in held, "the password is still there")
+
     def test_wrong_use(self):
         r = self.run_it()
         self.assertEqual((r.code, r.err), (2, b"authask: fatal: no service named\n"))

@@ -123,8 +123,15 @@ class Requests(logins.InAHome):
                 self.assertEqual(self.front(good[:n] or b"0").answer(), 111, n)
         self.assertEqual(self.logins(), [])
         self.assertEqual(self.ask("true").answer(), 0)
-        fds = os.listdir(f"/proc/{self.authd.pid}/fd")
-        self.assertLess(len(fds), 12, "descriptors stay open")
+
+    def test_descriptors_that_come_in_a_wrong_number_are_not_kept(self):
+        fds = f"/proc/{self.authd.pid}/fd"
+        wait_for(lambda: len(os.listdir(fds)) == 4, "the listener alone")
+        good = packet(fields("joe", "secret"), ["true"])
+        with open(os.devnull, "r+b") as null:
+            for number in (1, 3, 50, 253):
+                self.assertEqual(self.front(good, [null.fileno()] * number).answer(), 111)
+        wait_for(lambda: len(os.listdir(fds)) == 4, "all to be closed")
 
     def test_who_connects_and_says_nothing_is_in_nobodys_way(self):
         silent = [self.front() for _ in range(100)]
@@ -290,6 +297,16 @@ class Sessions(logins.InAHome):
         front, pid = self.session()
         self.authd.stop()
         self.assertTrue(harness.family(pid))
+        front.close()
+        wait_for(lambda: not harness.family(pid), "the session to end")
+
+    def test_hup_ends_neither_it_nor_sessions(self):
+        front, pid = self.session()
+        for member in harness.family(self.authd.pid):
+            if member != pid:
+                os.kill(member, signal.SIGHUP)
+        self.assertEqual(self.ask("true").answer(), 0)
+        self.assertTrue(front.is_waiting())
         front.close()
         wait_for(lambda: not harness.family(pid), "the session to end")
 

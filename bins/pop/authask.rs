@@ -14,6 +14,7 @@
 
 use jail::{Jail, programs};
 use nix::errno::Errno;
+use qmail::auth::Secret;
 use qmail::auth::door::{self, Request};
 use qmail::fd;
 use qmail::home::Home;
@@ -35,16 +36,14 @@ fn ask(args: Args) -> Result<(), Trouble> {
     let home = Home::find()?;
     Jail::of(&programs::AUTHASK).home(&home).close()?;
     let fields = read_fields()?;
-    let mut request = Request::new(fields, args.list());
-    let answer = door::ask(&home, &request, fd::IN, fd::OUT);
-    request.forget();
-    Err(Trouble::exit(answer?, ""))
+    let code = door::ask(&home, Request::new(fields, args.list()), fd::IN, fd::OUT)?;
+    Err(Trouble::exit(code, ""))
 }
 
 /// What descriptor 3 says, to its end.
-fn read_fields() -> Result<Vec<u8>, Trouble> {
+fn read_fields() -> Result<Secret, Trouble> {
     let fd3 = fd::take(3).map_err(|e| Trouble::unable("read", "descriptor 3", e))?;
-    fd::read_to_end(&fd3, door::FIELDS_MAX).map_err(|errno| match errno {
+    Secret::read(&fd3, door::FIELDS_MAX).map_err(|errno| match errno {
         Errno::EFBIG => Trouble::exit(REFUSED, ""), // nobody has such a password
         errno => Trouble::unable("read", "descriptor 3", errno),
     })

@@ -26,7 +26,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{MsgFlags, getsockopt, recv, sockopt};
 use nix::unistd::Uid;
 use qmail::auth::door::{self, Request};
-use qmail::auth::wipe;
+use qmail::auth::{Secret, wipe};
 use qmail::home::Home;
 use qmail::pop3::{Command, LINE_MAX, Verb};
 use qmail::program::{self, Args, Program, Voice};
@@ -265,7 +265,7 @@ struct Input {
 impl Input {
     /// The next line without its LF, one byte longer than LINE_MAX if it is too long; None at the end.
     fn line(&mut self) -> Result<Option<Vec<u8>>, Errno> {
-        let mut line = Vec::new();
+        let mut line = Vec::with_capacity(LINE_MAX + 1); // grown, it would leave copies of a password behind
         loop {
             let mut chunk = [0u8; 512];
             let n = self.read(&mut chunk)?;
@@ -313,10 +313,7 @@ impl Input {
 
 /// Has qmail-authd run the subprogram, and stays until the session has ended.
 fn ask(answers: &mut Answers, home: &Home, words: &[Vec<u8>], fields: Vec<u8>) -> Result<(), Errno> {
-    let mut request = Request::new(fields, words);
-    let answer = door::ask(home, &request, fd::IN, fd::OUT);
-    request.forget();
-    match answer {
+    match door::ask(home, Request::new(Secret(fields), words), fd::IN, fd::OUT) {
         Ok(0) => Ok(()),
         Ok(code) => refuse(answers, code),
         Err(trouble) => {

@@ -4,8 +4,10 @@
 pub use crate::sys::descriptor::{Standard, take};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
+use nix::sys::socket::{MsgFlags, recvmsg};
 use nix::sys::stat::Mode;
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::IoSliceMut;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -134,4 +136,43 @@ pub fn set_nonblocking(fd: impl AsFd, on: bool) -> Result<(), Errno> {
         fcntl(&fd, FcntlArg::F_SETFL(wanted))?;
     }
     Ok(())
+}
+
+/// What recvmsg(2) brought.
+pub struct Received {
+    pub bytes: usize,
+    /// All that were passed, close-on-exec.
+    pub passed: Vec<OwnedFd>,
+    /// Whether nothing was cut off.
+    pub whole: bool,
+}
+
+/// A message can pass so many descriptors (SCM_MAX_FD).
+const PASSED_MAX: usize = 253;
+
+/// One message with the descriptors in it. None of them is lost, whatever is wrong: a server that lost some each
+/// time would soon have no room for others.
+pub fn receive(connection: impl AsFd, buffer: &mut [u8]) -> Result<Received, Errno> {
+    let mut control = vec![0u8; nix::cmsg_space!([RawFd; PASSED_MAX]).capacity()];
+    let mut data = [IoSliceMut::new(buffer)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
+    let socket = connection.as_fd().as_raw_fd();
+    let (bytes, flags) =
+        recvmsg::<()>(socket, &mut data, Some(&mut control), flags).map(|r| (r.bytes, r.flags))?;
+    let whole = !flags.intersects(MsgFlags::MSG_CTRUNC | MsgFlags::MSG_TRUNC);
+    Ok(Received { bytes, passed: passed(&control), whole })
+}
+
+/// The descriptors of the one control message there can be. (nix gives none when the kernel could not pass all.)
+fn passed(control: &[u8]) -> Vec<OwnedFd> {
+    const NUMBER: usize = size_of::<RawFd>();
+    let header = size_of::<nix::libc::cmsghdr>();
+    let number = |at: usize| Some(RawFd::from_ne_bytes(control.get(at..at + NUMBER)?.try_into().ok()?));
+    let length = control.first_chunk().map_or(0, |bytes| usize::from_ne_bytes(*bytes));
+    let kind = (number(header - 2 * NUMBER), number(header - NUMBER));
+    if kind != (Some(nix::libc::SOL_SOCKET), Some(nix::libc::SCM_RIGHTS)) {
+        return Vec::new();
+    }
+    let numbers = (header..length.min(control.len())).step_by(NUMBER).filter_map(number);
+    numbers.filter_map(|number| take(number).ok()).collect()
 }

@@ -10,7 +10,7 @@ use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Pid, getppid, setsid};
-use qmail::auth::{door, wipe};
+use qmail::auth::{Secret, door};
 use qmail::sys::process::{self, Command, End};
 use qmail::sys::signal;
 use qmail::timed::Deadline;
@@ -30,7 +30,7 @@ pub struct Session<'a> {
     pub connection: &'a OwnedFd,
     /// The connection it serves: in, out.
     pub passed: &'a [OwnedFd; 2],
-    pub fields: Vec<u8>,
+    pub fields: Secret,
     pub program: Vec<u8>,
     pub words: &'a [Vec<u8>],
     pub environ: Environ,
@@ -55,7 +55,7 @@ pub fn run(session: Session<'_>) -> i32 {
 }
 
 fn guard(session: Session<'_>) -> i32 {
-    let Session { connection, passed, mut fields, program, words, environ, directory, .. } = session;
+    let Session { connection, passed, fields, program, words, environ, directory, .. } = session;
     let [input, output] = passed;
     let name = words.first().map(Vec::as_slice).unwrap_or_default();
     let started = fd::pipe().and_then(|(read, write)| {
@@ -76,13 +76,12 @@ fn guard(session: Session<'_>) -> i32 {
     // From here on only the session and the front hold the connection to the client.
     passed.iter().for_each(|number| process::close(number.as_raw_fd()));
     let end = match started {
-        Ok((pid, write)) => watch(pid, connection, write, &mut fields),
+        Ok((pid, write)) => watch(pid, connection, write, fields),
         Err(errno) => {
             log::complain(&Trouble::temporary(format!("unable to fork: {}", wording(errno))));
             Ok(End::Exit(exits::TEMPORARY))
         }
     };
-    wipe(&mut fields);
     match end {
         Ok(End::Exit(code)) => code,
         Ok(End::Crash(number)) => {
@@ -96,7 +95,7 @@ fn guard(session: Session<'_>) -> i32 {
 }
 
 /// Feeds the checker and waits for its end, or for the end of who wants it.
-fn watch(pid: Pid, connection: &OwnedFd, write: OwnedFd, fields: &mut [u8]) -> Result<End, Errno> {
+fn watch(pid: Pid, connection: &OwnedFd, write: OwnedFd, mut fields: Secret) -> Result<End, Errno> {
     let mut feed = (!fields.is_empty()).then_some(write);
     let mut fed = 0;
     let mut kill_at: Option<Deadline> = None;
@@ -115,13 +114,13 @@ fn watch(pid: Pid, connection: &OwnedFd, write: OwnedFd, fields: &mut [u8]) -> R
         drop(any);
         signal::take(Signal::SIGCHLD);
         if let Some(write) = feed.as_ref().filter(|_| writable) {
-            match nix::unistd::write(write, piece(fields, fed)) {
+            match nix::unistd::write(write, piece(&fields, fed)) {
                 Ok(n) => fed += n,
                 Err(Errno::EINTR | Errno::EAGAIN) => {}
                 Err(_) => fed = fields.len(), // a checker may decide without having read all
             }
             if fed >= fields.len() {
-                wipe(fields);
+                fields = Secret::default();
                 feed = None;
             }
         }

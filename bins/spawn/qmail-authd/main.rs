@@ -36,7 +36,6 @@ use nix::sys::stat::{Mode, fstat, umask};
 use nix::unistd::{Gid, Pid, Uid};
 use qmail::auth::door::{self, Received, Request};
 use qmail::auth::services::{self, Service};
-use qmail::auth::wipe;
 use qmail::environ::{self, Environ};
 use qmail::home::Home;
 use qmail::sys::process::{self, End};
@@ -110,7 +109,8 @@ fn serve(args: program::Args) -> Result<(), Trouble> {
     home.enter()?;
     check_trust(&home)?;
     let listener = open_socket(&home)?;
-    signal::catch(&[Signal::SIGTERM, Signal::SIGCHLD]);
+    // HUP is caught and nothing is done: there is nothing to read again, and sessions need their children.
+    signal::catch(&[Signal::SIGTERM, Signal::SIGCHLD, Signal::SIGHUP]);
     let limits = Limits::new().map_err(|e| Trouble::unable("get", "random bytes", e))?;
     // Never dropped: with the listener would go connections nobody took, and what was passed in them.
     let mut server = ManuallyDrop::new(Server {
@@ -294,8 +294,7 @@ impl Server {
     }
 
     /// A login that is not checked.
-    fn dismiss(&mut self, mut asked: Box<Asked>) {
-        asked.request.forget();
+    fn dismiss(&mut self, asked: Box<Asked>) {
         self.ended.extend([asked.input, asked.output]);
     }
 
@@ -410,7 +409,7 @@ impl Server {
     fn take(
         &mut self,
         connection: &OwnedFd,
-        mut request: Request,
+        request: Request,
         input: OwnedFd,
         output: OwnedFd,
     ) -> Option<Stage> {
@@ -432,7 +431,6 @@ impl Server {
             }
         };
         Attempt::new(word, &name, address).end(result);
-        request.forget();
         self.ended.extend([input, output]);
         door::send_answer(connection, answer);
         None
@@ -569,7 +567,7 @@ impl Server {
                 forked
             }
         };
-        wipe(&mut fields);
+        drop(fields);
         match forked {
             Ok(pid) => Some(Stage::Running { pid, ticket, attempt, since: Instant::now() }),
             Err((errno, passed)) => {

@@ -10,7 +10,7 @@
 //! of 1 and a value with a length of 2). Lengths are big-endian; nothing follows.
 #![forbid(unsafe_code)]
 
-use crate::auth::wipe;
+use crate::auth::{Secret, wipe};
 use crate::exits;
 use crate::home::Home;
 use crate::timed::Deadline;
@@ -18,11 +18,11 @@ use crate::trouble::Trouble;
 use crate::{environ, fd};
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, connect,
-    getsockopt, recv, recvmsg, send, sendmsg, setsockopt, socket, sockopt,
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, getsockopt, recv, send,
+    sendmsg, setsockopt, socket, sockopt,
 };
 use nix::unistd::{Pid, Uid};
-use std::io::{IoSlice, IoSliceMut};
+use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
@@ -72,9 +72,6 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// A server must take a connection within this time; its backlog is full otherwise.
 const CONNECT_SECONDS: i64 = 60;
 
-/// Descriptors that Linux lets a packet carry (SCM_MAX_FD).
-const PASSED_MAX: usize = 253;
-
 /// Bytes in the path of a socket's address (sun_path, without its NUL).
 const PATH_MAX: usize = 107;
 
@@ -82,7 +79,7 @@ const PATH_MAX: usize = 107;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
     /// For descriptor 3: name, password or digest, timestamp, each ended by a NUL.
-    pub fields: Vec<u8>,
+    pub fields: Secret,
     /// The name of a service, or its whole command line.
     pub words: Vec<Vec<u8>>,
     /// Those of `NAMES` that are set.
@@ -91,7 +88,7 @@ pub struct Request {
 
 impl Request {
     /// With the variables of this process. A value that is too long to be true is left out.
-    pub fn new(fields: Vec<u8>, words: &[Vec<u8>]) -> Request {
+    pub fn new(fields: Secret, words: &[Vec<u8>]) -> Request {
         let environ = NAMES
             .iter()
             .filter_map(|name| Some((name.as_bytes().to_vec(), environ::get(name)?)))
@@ -102,7 +99,8 @@ impl Request {
 
     /// As it is sent; None when it is more than a server takes.
     pub fn encode(&self) -> Option<Vec<u8>> {
-        let mut out = vec![HELLO];
+        let mut out = Vec::with_capacity(REQUEST_MAX); // moved, it would leave copies behind
+        out.push(HELLO);
         out.extend_from_slice(&u32::try_from(self.fields.len()).ok()?.to_be_bytes());
         out.extend_from_slice(&self.fields);
         out.push(u8::try_from(self.words.len()).ok()?);
@@ -152,18 +150,12 @@ impl Request {
             }
             environ.push((name.to_vec(), value.to_vec()));
         }
-        rest.is_empty().then(|| Request { fields: fields.to_vec(), words, environ })
+        rest.is_empty().then(|| Request { fields: Secret(fields.to_vec()), words, environ })
     }
 
     /// The value of a variable that came with it.
     pub fn variable(&self, name: &str) -> Option<&[u8]> {
         self.environ.iter().find(|(n, _)| n == name.as_bytes()).map(|(_, value)| value.as_slice())
-    }
-
-    /// Overwrites the password.
-    pub fn forget(&mut self) {
-        wipe(&mut self.fields);
-        self.fields.clear();
     }
 }
 
@@ -181,8 +173,8 @@ fn text<'a>(rest: &mut &'a [u8], max: usize) -> Option<&'a [u8]> {
 }
 
 /// Hands a login over, with the connection it is for, and waits until checker or program have ended: the
-/// exit code. Every trouble is temporary and in words for a log.
-pub fn ask(home: &Home, request: &Request, input: impl AsFd, output: impl AsFd) -> Result<i32, Trouble> {
+/// exit code. Every trouble is temporary and in words for a log. The password is not kept while it waits.
+pub fn ask(home: &Home, request: Request, input: impl AsFd, output: impl AsFd) -> Result<i32, Trouble> {
     let connection = connect_patiently(home).map_err(|e| Trouble::unable("connect to", SOCKET, e))?;
     // `run` belongs to qmailq: whoever can put another socket there must not be told a password.
     let peer = getsockopt(&connection, sockopt::PeerCredentials)
@@ -193,6 +185,7 @@ pub fn ask(home: &Home, request: &Request, input: impl AsFd, output: impl AsFd) 
     let mut packet = request.encode().ok_or_else(|| Trouble::temporary("more words than a service has"))?;
     let sent = send_packet(&connection, &packet, input, output);
     wipe(&mut packet);
+    drop(request);
     match sent {
         // A server that refused before it was asked has left its answer to be read, or none.
         Ok(()) | Err(Errno::EPIPE | Errno::ECONNRESET) => {}
@@ -278,49 +271,32 @@ fn send_packet(
     }
 }
 
-/// What a client has sent.
+/// What a client sent.
 pub enum Received {
-    /// With its two descriptors: in, out.
+    /// A request with its two descriptors (in, out).
     Request(Request, OwnedFd, OwnedFd),
-    /// Anything else, and what was passed with it: to be closed where that may take its time (SO_LINGER).
+    /// Anything else, with what was passed.
     Wrong(Vec<OwnedFd>),
     /// Nothing; it has left.
     End,
 }
 
-/// Takes what is there; EAGAIN when nothing is yet.
+/// What there is; EAGAIN when nothing is there yet.
 pub fn receive(connection: impl AsFd) -> Result<Received, Errno> {
     let mut packet = vec![0u8; REQUEST_MAX + 1];
-    let received = receive_packet(connection, &mut packet);
+    let received = fd::receive(connection, &mut packet);
     let request = match &received {
-        Ok((n, whole, _)) if *whole => packet.get(..*n).and_then(Request::parse),
+        Ok(received) if received.whole => packet.get(..received.bytes).and_then(Request::parse),
         _ => None,
     };
     wipe(&mut packet);
-    let (bytes, whole, passed) = received?;
-    Ok(match (request, <[OwnedFd; 2]>::try_from(passed)) {
+    let received = received?;
+    Ok(match (request, <[OwnedFd; 2]>::try_from(received.passed)) {
         (Some(request), Ok([input, output])) => Received::Request(request, input, output),
-        (None, Err(passed)) if bytes == 0 && whole && passed.is_empty() => Received::End,
+        (None, Err(passed)) if received.bytes == 0 && passed.is_empty() && received.whole => Received::End,
         (_, Ok(passed)) => Received::Wrong(passed.into()),
         (_, Err(passed)) => Received::Wrong(passed),
     })
-}
-
-/// How many bytes, whether that was all, and the descriptors. As many as the system ever passes have room: it would
-/// close the others here and now.
-fn receive_packet(connection: impl AsFd, packet: &mut [u8]) -> Result<(usize, bool, Vec<OwnedFd>), Errno> {
-    let mut space = nix::cmsg_space!([RawFd; PASSED_MAX]);
-    let mut data = [IoSliceMut::new(packet)];
-    let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
-    let received = recvmsg::<()>(connection.as_fd().as_raw_fd(), &mut data, Some(&mut space), flags)?;
-    let mut passed = Vec::new();
-    for control in received.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(numbers) = control {
-            passed.extend(numbers.into_iter().filter_map(|number| fd::take(number).ok()));
-        }
-    }
-    let whole = !received.flags.intersects(MsgFlags::MSG_CTRUNC | MsgFlags::MSG_TRUNC);
-    Ok((received.bytes, whole, passed))
 }
 
 /// The server's last word. Never waits: the answer fits the socket's buffer, or nobody reads it.
@@ -336,7 +312,7 @@ mod tests {
 
     fn request() -> Request {
         Request {
-            fields: b"joe\0secret\0<1.2@h>\0".to_vec(),
+            fields: Secret(b"joe\0secret\0<1.2@h>\0".to_vec()),
             words: vec![b"checker".to_vec(), b"".to_vec(), b"Maildir".to_vec()],
             environ: vec![(b"PROTO".to_vec(), b"TCP".to_vec()), (b"TCPREMOTEINFO".to_vec(), b"".to_vec())],
         }
@@ -358,10 +334,10 @@ mod tests {
 
     #[test]
     fn limits_are_where_they_are_said_to_be() {
-        let largest = Request { fields: vec![0; FIELDS_MAX], ..request() };
+        let largest = Request { fields: Secret(vec![0; FIELDS_MAX]), ..request() };
         assert!(largest.encode().is_some());
         for wrong in [
-            Request { fields: vec![b'x'; FIELDS_MAX + 1], ..request() },
+            Request { fields: Secret(vec![b'x'; FIELDS_MAX + 1]), ..request() },
             Request { words: vec![], ..request() },
             Request { words: vec![b"w".to_vec(); WORDS_MAX + 1], ..request() },
             Request { words: vec![vec![b'w'; WORD_MAX + 1]], ..request() },
@@ -372,7 +348,7 @@ mod tests {
             Request { environ: vec![(b"PROTO".to_vec(), b"".to_vec()); 2], ..request() },
             Request {
                 words: vec![vec![b'w'; WORD_MAX]; WORDS_MAX],
-                fields: vec![0; FIELDS_MAX],
+                fields: Secret(vec![0; FIELDS_MAX]),
                 ..request()
             },
         ] {

@@ -12,11 +12,11 @@ use crate::timed::{self, Deadline};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr,
-    connect, recvmsg, sendmsg, shutdown, socket,
+    AddressFamily, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, connect, sendmsg,
+    shutdown, socket,
 };
 use nix::sys::stat::Mode;
-use std::io::{IoSlice, IoSliceMut};
+use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
@@ -112,20 +112,9 @@ pub fn send_request(connection: &OwnedFd, message: &impl AsFd, envelope: &impl A
 pub fn receive_request(connection: &impl AsFd, deadline: Deadline) -> Result<(OwnedFd, OwnedFd), Errno> {
     timed::wait(connection, nix::poll::PollFlags::POLLIN, deadline)?;
     let mut bytes = [0u8; 2]; // one more than a request has
-    let mut space = nix::cmsg_space!([RawFd; 2]);
-    let mut data = [IoSliceMut::new(&mut bytes)];
-    let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
-    let received = recvmsg::<()>(connection.as_fd().as_raw_fd(), &mut data, Some(&mut space), flags)?;
-    let mut passed = Vec::new();
-    for control in received.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(numbers) = control {
-            for number in numbers {
-                passed.push(fd::take(number)?);
-            }
-        }
-    }
-    let whole = received.bytes == 1 && !received.flags.contains(MsgFlags::MSG_CTRUNC);
-    match (<[OwnedFd; 2]>::try_from(passed), bytes) {
+    let received = fd::receive(connection, &mut bytes)?;
+    let whole = received.bytes == 1 && received.whole;
+    match (<[OwnedFd; 2]>::try_from(received.passed), bytes) {
         (Ok([message, envelope]), [HELLO, _]) if whole => Ok((message, envelope)),
         _ => Err(Errno::EPROTO),
     }
