@@ -394,6 +394,23 @@ class OfASystemHome(unittest.TestCase):
                                           "give each an account of its own"])
         self.do("mv users/keep users/ids")
 
+    def test_a_role_that_is_not_named_is_told_and_not_taken_for_root(self):
+        self.do("cp -p users/ids users/keep; sed -i '/^qmailr:/d; /^qmaild:/d' users/ids")
+        self.assertEqual(self.look()[1], ["~/users/ids: does not name qmaild, qmailr: "
+                                          "scripts/mkhome --system says what must stand there"])
+        self.do("mv users/keep users/ids")
+
+    def test_logins_that_nobody_takes_are_noted_once_somebody_did(self):
+        gone = "~/run/auth: nobody listens: qmail-authd is not running, and nobody can log in through it"
+        with subprocess.Popen(["/var/qmail/bin/qmail-authd"], env=self.ENV, stderr=subprocess.DEVNULL) as authd:
+            try:
+                harness.wait_for(lambda: os.path.exists("/var/qmail/run/auth"), "the door of logins")
+                self.assertNotIn(gone, self.look()[0])
+            finally:
+                authd.kill()
+        self.assertIn(gone, self.look()[0])
+        self.do("rm run/auth")
+
     def test_a_disk_that_is_nearly_full_is_a_problem_before_it_is(self):
         self.do("cp -a queue /var/kept; mount -t tmpfs -o size=20m,nr_inodes=700,mode=750 none queue; chgrp qmail queue; cp -a /var/kept/. queue/")
         try:

@@ -7,6 +7,7 @@ use crate::values;
 use nix::errno::Errno;
 use nix::sys::stat::{FileStat, stat};
 use nix::sys::statvfs::statvfs;
+use qmail::auth::door as logins;
 use qmail::control::Control;
 use qmail::home::{Home, Ids};
 use qmail::queue::door;
@@ -38,6 +39,9 @@ const PROGRAMS: [&str; 8] = [
     "qmail-getpw",
     "qmail-remote",
 ];
+
+/// The accounts of a system home.
+const ROLES: [&str; 7] = ["alias", "qmaild", "qmaill", "qmailp", "qmailq", "qmailr", "qmails"];
 
 /// Only the daemons of group qmail read these.
 const INTERNAL: [&str; 15] = [
@@ -144,7 +148,10 @@ impl Look<'_> {
         things.push(setup::programs(home));
         things.extend(PROGRAMS.iter().map(|name| setup::program(home, &home.path(&format!("bin/{name}")))));
         things.extend(setup::configuration(home));
-        things.extend(setup::queue(home));
+        // Whose these should be cannot be said while a role is missing.
+        if !self.roles_are_missing() {
+            things.extend(setup::queue(home));
+        }
         things.push(setup::rules(home, Kind::Directory, "tcp"));
         things.extend(
             self.rules().iter().map(|name| setup::rules(home, Kind::File, &format!("tcp/{name}.cdb"))),
@@ -166,6 +173,18 @@ impl Look<'_> {
                 }
             }
         }
+    }
+
+    /// Roles that users/ids does not name. The original software has no such file, and its files tell.
+    fn roles_are_missing(&mut self) -> bool {
+        let home = self.home;
+        let missing: Vec<_> = ROLES.into_iter().filter(|role| home.ids().role(role).is_none()).collect();
+        if missing.is_empty() || look(&home.path("users/ids")).is_none() {
+            return false;
+        }
+        let what = format!("does not name {}", missing.join(", "));
+        self.problem("users/ids", what, "scripts/mkhome --system says what must stand there");
+        true
     }
 
     /// What everybody needs must be open to everybody; in an own home there is only the owner.
@@ -422,6 +441,14 @@ impl Look<'_> {
             }
             Err(Errno::EAGAIN) => self.note(door::SOCKET, "so many wait there that no more can"),
             _ => {}
+        }
+        // A home without POP3 has never had this one.
+        if look(&self.home.path(logins::SOCKET)).is_some() && matches!(logins::listener(self.home), Ok(None))
+        {
+            self.note(
+                logins::SOCKET,
+                "nobody listens: qmail-authd is not running, and nobody can log in through it",
+            );
         }
         let trigger = "queue/lock/trigger";
         let is_fifo = look(&self.home.path(trigger))

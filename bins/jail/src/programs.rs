@@ -311,7 +311,7 @@ pub static QMAIL_SHOWCTL: Profile = Profile::jail("qmail-showctl", "its caller")
         place(Home("control"), READ | LIST | LINKS),
         place(Home("users"), READ | LIST | LINKS),
     ])])
-    .network(Network::Local("sockets of this machine (`run/queue`)"));
+    .network(Network::Local("sockets of this machine (`run/queue`, `run/auth`)"));
 
 pub static QMAIL_QREAD: Profile = Profile::jail("qmail-qread", "root or qmails").files(&[own(&[
     place(Home("queue/info"), READ | LIST),
