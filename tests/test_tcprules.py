@@ -68,7 +68,7 @@ class Tcprules(Case):
         self.assertIn(f"unable to move {self.tmp} to {self.cdb}: ".encode(), got.err)
 
     def test_wrong_use_is_100(self):
-        for argv in (["tcprules"], ["tcprules", self.cdb], ["tcprulescheck"]):
+        for argv in (["tcprules"], ["tcprules", self.cdb], ["tcprulescheck"], ["tcprulescheck", self.cdb, "192.0.2.7"]):
             got = run(argv)
             self.assertEqual(got.code, 100)
             self.assertIn(b"usage: " + argv[0].encode(), got.err)

@@ -19,7 +19,7 @@ fn main() {
 
 fn tcprulescheck(args: program::Args) -> Result<(), Trouble> {
     let parsed = args.options("")?;
-    let Some(name) = parsed.rest.first() else { return Err(args.wrong()) };
+    let [name] = parsed.rest.as_slice() else { return Err(args.wrong()) };
     let ip = environ::get("TCPREMOTEIP").unwrap_or_else(|| b"0.0.0.0".to_vec());
     let (host, info) = (environ::get("TCPREMOTEHOST"), environ::get("TCPREMOTEINFO"));
     let peer = Peer { ip: &ip, host: host.as_deref(), info: info.as_deref() };
