@@ -264,6 +264,7 @@ class Made(unittest.TestCase):
     def test_accounts_that_are_not_what_they_should_be_are_refused(self):
         for damage, undo, reason in (
                 ("usermod -g qmail qmaild", "usermod -g nofiles qmaild", "user qmaild exists and its group is qmail, not nofiles"),
+                ("usermod -G qmail qmaild", "usermod -G '' qmaild", "user qmaild is in group qmail and must not be"),
                 (f"usermod -o -u {uid('qmailq')} qmailr", f"usermod -u {uid('qmailr')} qmailr", "user qmailr has the uid of another"),
                 ("usermod -u 7777 qmaild", f"usermod -u {uid('qmaild')} qmaild", "users/ids names other accounts")):
             with self.subTest(damage):
