@@ -160,6 +160,15 @@ def family(*pids):
         found.update(more)
 
 
+def parent(pid):
+    """The parent of a process; None when it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as f:
+            return int(f.read().rpartition(b")")[2].split()[1])
+    except OSError:
+        return None
+
+
 def hold_as_writer(file):
     """The lock that says a message's writer lives: on an open file description, for writing."""
     fcntl.fcntl(file, 37, struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0))  # F_OFD_SETLK

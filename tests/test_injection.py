@@ -343,6 +343,7 @@ ROWS = {
     "qmail-lspawn": (LIMITS, "daemon", None),
     "tcpserver": (LIMITS, "tcpserver", None),
     "qmail-smtpd": (SECCOMP, "smtpd", {"socket path", "netlink"}),
+    "qmail-smtpd with QMAILQUEUE, the child that talks": (SECCOMP, "filtered_session", {"netlink"}),
     "qmail-popup": (SECCOMP, ("qmaild", "qmail-popup", "test.example", "pop3"), {"socket path"}),
     "qmail-popup the classic way": (LIMITS, ("root", "qmail-popup", "test.example", "true"), None),
     "qmail-popup the classic way, the child that talks": (SECCOMP, "popup", set()),
@@ -507,6 +508,20 @@ class Injected(unittest.TestCase):
         with Line.connect(25) as line:
             line.expect("220 ...")
             pid = self.found("qmail-smtpd", self.smtpd)
+            self.closed(pid, SECCOMP)
+            with Attacker(pid) as a:
+                yield a, True, HOME
+            if not a.gone:
+                line.send("NOOP\r\n")
+                line.expect("250 ...")
+
+    @contextlib.contextmanager
+    def filtered_session(self, name):
+        with Line.start(["setpriv", "--reuid", "qmaild", "--regid", "nofiles", "--clear-groups", HOME + "/bin/qmail-smtpd"],
+                        env={**ENV, "QMAILQUEUE": "/bin/true"}) as line:
+            line.expect("220 ...")
+            launcher = line.process.pid
+            pid = wait_for(lambda: set(harness.family(launcher)) - {launcher}, "the child that talks").pop()
             self.closed(pid, SECCOMP)
             with Attacker(pid) as a:
                 yield a, True, HOME

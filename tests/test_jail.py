@@ -142,6 +142,16 @@ class Running(Case):
             with self.subTest(part):
                 self.comes_to(self.start(["qmail-smtpd"], {**home.env, **env}).pid, "qmail-smtpd", part)
 
+    def test_qmail_smtpd_and_its_launcher(self):
+        home = self.own()
+        launcher = self.start(["qmail-smtpd"], {**home.env, "QMAILQUEUE": "/nowhere"}).pid
+        session = wait_for(lambda: set(harness.family(launcher)) - {launcher}, "its session").pop()
+        self.comes_to(session, "qmail-smtpd", "with QMAILQUEUE, the child that talks")
+        self.assertEqual(status(launcher), expected("qmail-smtpd", "with QMAILQUEUE"))
+        self.assertEqual((core_limit(session), core_limit(launcher)), ("0", "0"))
+        with open("/dev/null") as null:
+            self.assertEqual({os.stat(f"/proc/{launcher}/fd/{n}").st_rdev for n in (0, 1)}, {os.fstat(null.fileno()).st_rdev})
+
     def test_qmail_pop3d(self):
         home = self.own()
         user = harness.owner()[1] if os.geteuid() == 0 else None

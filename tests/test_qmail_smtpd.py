@@ -583,10 +583,10 @@ class Limits(SmtpdTest):
         trace = self.home.file("kept", "trace")
         if not shutil.which("strace"):
             self.skipTest("strace is not installed")
-        argv = ["strace", "-o", trace, "-e", "trace=write", harness.program("qmail-smtpd")]
+        argv = ["strace", "-f", "-o", trace, "-e", "trace=write", harness.program("qmail-smtpd")]
         run(argv, b"NOOP\r\n" * 200 + b"QUIT\r\n", self.env())
         with open(trace) as f:
-            self.assertLessEqual(sum(1 for row in f if row.startswith("write(1,")), 3)
+            self.assertIn(sum(1 for row in f if "write(1," in row), (1, 2, 3))
 
     def test_memory_is_bounded_whatever_the_client_sends(self):
         many = b"".join(b"RCPT TO:<%s%04d@test.example>\r\n" % (b"x" * 880, i) for i in range(1000))
@@ -598,18 +598,26 @@ class Limits(SmtpdTest):
             line = self.start({"QMAILQUEUE": self.home.write("sink.sh", "#!/bin/sh\ncat >/dev/null\ncat <&1 >/dev/null\n", 0o755)})
             drain = harness._drainer(os.dup(line.process.stdout.fileno()), [])
             drain.start()
+            pid = session(line)
             line.send(text + b"\r\n")
-            wait_for(lambda: is_idle(line), f"the end of {name}")
-            self.assertLess(peak_memory(line.process.pid), RSS_MAX, name)
-            line.process.kill()
-            line.process.wait()
-            drain.join()
+            wait_for(lambda: is_idle(line, pid), f"the end of {name}")
+            for process in (pid, line.process.pid):
+                self.assertLess(peak_memory(process), RSS_MAX, name)
+            os.kill(pid, signal.SIGKILL)
+            line.process.wait(harness.TIMEOUT)
+            drain.join(harness.TIMEOUT)
 
 
-def is_idle(line):
+def session(line):
+    """The process that talks, where QMAILQUEUE is set: the first child of the one that was started."""
+    children = wait_for(lambda: sorted(set(harness.family(line.process.pid)) - {line.process.pid}), "the session")
+    return children[0]
+
+
+def is_idle(line, pid):
     """Whether the process sleeps and has read everything that was sent to it."""
     waiting = fcntl.ioctl(line.writer, termios.FIONREAD, b"\0" * 4)
-    with open(f"/proc/{line.process.pid}/stat") as f:
+    with open(f"/proc/{pid}/stat") as f:
         return waiting == b"\0" * 4 and f.read().split(")")[1].split()[0] == "S"
 
 
@@ -707,6 +715,104 @@ class Deadlines(SmtpdTest):
         line.process.stdout.close()
         line.send(b"NOOP\r\n")
         self.assertEqual(line.process.wait(harness.TIMEOUT), 1)
+
+
+class Launched(SmtpdTest):
+    """With QMAILQUEUE it is two processes, and to who started it one."""
+
+    def start_waiting(self, script="#!/bin/sh\nexec cat >/dev/null\n"):
+        """A session within a message, whose program is at work: (line, pids of session and program)."""
+        line = self.start({"QMAILQUEUE": self.home.write("wait.sh", script, 0o755)})
+        line.expect("220 ...")
+        pid = session(line)
+        line.send(HEAD)
+        for reply in ("250 ...", "250 ok", "250 ok", "354 ..."):
+            line.expect(reply)
+        launcher = line.process.pid
+        found = wait_for(lambda: [p for p in harness.family(launcher) if p != pid and harness.parent(p) == launcher], "the program")
+        return line, pid, found[0]
+
+    def test_qp_is_the_process_id_of_the_program(self):
+        line = self.start()
+        dialogue(line, "S: 220 ...\nC: HELO x\nS: 250 ...")
+        told = []
+        for _ in range(3):
+            line.send(HEAD.partition(b"\r\n")[2] + b"x\r\n.\r\n")
+            for reply in ("250 ok", "250 ok", "354 ..."):
+                line.expect(reply)
+            told.append(line.expect("250 ok ... qp ...").split()[-1])
+        kept = [name.split(".")[1] for name in os.listdir(self.kept) if name.startswith("message.")]
+        self.assertEqual(sorted(told), sorted(kept))
+        self.assertNotIn(str(line.process.pid), told)
+
+    def test_a_signal_ends_both_and_queues_nothing(self):
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+            with self.subTest(number.name):
+                line = self.start()
+                line.expect("220 ...")
+                pid = session(line)
+                line.send(HEAD + b"text\r\n")
+                for reply in ("250 ...", "250 ok", "250 ok", "354 ..."):
+                    line.expect(reply)
+                line.process.send_signal(number)
+                self.assertEqual(line.process.wait(harness.TIMEOUT), -number)
+                self.assertEqual(line.reader.read(), b"")
+                self.assertFalse(os.path.exists(f"/proc/{pid}"))
+                self.assertEqual(self.captured(), [])
+
+    def test_a_session_that_is_killed_ends_the_launcher_the_same_way(self):
+        line, pid, _ = self.start_waiting()
+        os.kill(pid, signal.SIGKILL)
+        self.assertEqual(line.process.wait(harness.TIMEOUT), -signal.SIGKILL)
+
+    def test_without_its_launcher_a_session_queues_nothing(self):
+        line = self.start()
+        line.expect("220 ...")
+        session(line)
+        line.process.kill()
+        line.process.wait()
+        for _ in range(2):
+            line.send(HEAD)
+            for reply in ("250 ...", "250 ok", "250 ok", "354 ..."):
+                line.expect(reply)
+            line.send(b"x\r\n.\r\n")
+            line.expect("451 communication with mail server failed (#4.4.2)")
+        line.send(b"QUIT\r\n")
+        line.expect("221 ...")
+        self.assertEqual(self.captured(), [])
+
+    def test_a_launcher_that_is_killed_within_a_message_is_a_temporary_trouble(self):
+        line, _, _ = self.start_waiting("#!/bin/sh\ncat >/dev/null\ncat <&1 >/dev/null\n")
+        line.process.kill()
+        line.process.wait()
+        line.send(b"x\r\n.\r\n")
+        line.expect("451 communication with mail server failed (#4.4.2)")
+
+    def test_it_does_not_wait_for_a_program_when_the_client_has_left(self):
+        stay = self.home.file("stay")
+        os.mkfifo(stay)
+        self.addCleanup(os.unlink, stay)
+        os.chmod(stay, 0o666)
+        line, pid, program = self.start_waiting(f"#!/bin/sh\ncat >/dev/null\nread -r _ <'{stay}'\n")
+        line.writer.close()
+        self.assertEqual(line.process.wait(harness.TIMEOUT), 1)
+        os.kill(program, 0)  # it is still there
+        with open(stay, "w") as f:
+            f.write("\n")
+
+    def test_a_program_is_waited_for_to_its_end_and_that_of_its_text(self):
+        for ends in ("exec 6>&-; read -r _ <'%s'; exit 31", "(read -r _ <'%s'; printf 'Dlate (#5.0.0)' >&6) & exit 82"):
+            stay = self.home.file("stay")
+            os.mkfifo(stay)
+            os.chmod(stay, 0o666)
+            line, _, _ = self.start_waiting("#!/bin/sh\ncat >/dev/null; cat <&1 >/dev/null\n" + ends % stay + "\n")
+            line.send(b"x\r\n.\r\n")
+            with open(stay, "w") as f:  # opens when the program is that far
+                self.assertEqual(select.select([line.process.stdout], [], [], 0)[0], [])
+                f.write("\n")
+            line.expect("554 late (#5.0.0)" if "82" in ends else "554 mail server permanently rejected message (#5.3.0)")
+            os.unlink(stay)
+            self.assertEqual(line.finish().code, 1)
 
 
 class Terminal(SmtpdTest):

@@ -90,8 +90,13 @@ pub static QMAIL_SMTPD_OWN: Profile = Profile::jail("qmail-smtpd", "the owner")
     .network(Network::Local("the connection; sockets of this machine (`run/queue`)"))
     .executes("bin/qmail-queue, when nobody listens at `run/queue`");
 
-pub static QMAIL_SMTPD_FILTER: Profile =
+pub static QMAIL_SMTPD_LAUNCHER: Profile =
     Profile::limits("qmail-smtpd", "qmaild", "`$QMAILQUEUE`").part("with QMAILQUEUE");
+
+pub static QMAIL_SMTPD_TALKING: Profile = Profile::jail("qmail-smtpd", "qmaild")
+    .part("with QMAILQUEUE, the child that talks")
+    .network(Network::Local("the connection"))
+    .calls(&[&RUN, &TALK, &ADDRESSES, &PATCH, &PIPES, &TERMINAL]);
 
 // ---- inject
 
@@ -343,7 +348,8 @@ pub static ALL: &[&Profile] = &[
     &TCPRULESCHECK,
     &QMAIL_SMTPD,
     &QMAIL_SMTPD_OWN,
-    &QMAIL_SMTPD_FILTER,
+    &QMAIL_SMTPD_LAUNCHER,
+    &QMAIL_SMTPD_TALKING,
     &QMAIL_INJECT,
     &SENDMAIL,
     &QMAIL_QUEUE,

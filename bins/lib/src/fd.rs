@@ -25,6 +25,21 @@ pub fn pipe() -> Result<(OwnedFd, OwnedFd), Errno> {
     nix::unistd::pipe2(OFlag::O_CLOEXEC)
 }
 
+/// Gives up descriptors 0 and 1: nobody may wait for our end of a pipe or keep a terminal through us. The
+/// numbers stay taken, so that nothing opened later is mistaken for them.
+pub fn give_up_standard() {
+    match open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()) {
+        Ok(null) => {
+            let _ = nix::unistd::dup2_stdin(&null);
+            let _ = nix::unistd::dup2_stdout(&null);
+        }
+        Err(_) => {
+            crate::sys::process::close(IN.0);
+            crate::sys::process::close(OUT.0);
+        }
+    }
+}
+
 /// Opens an existing file for reading, close-on-exec, never waiting for a fifo's writer.
 pub fn open_read(name: impl AsRef<[u8]>) -> Result<OwnedFd, Errno> {
     open(path(name.as_ref()), OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK, Mode::empty())

@@ -21,7 +21,7 @@ mod session;
 use jail::{Jail, programs};
 use log::Log;
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::Signal;
 use nix::unistd::{Gid, Pid, Uid};
@@ -71,7 +71,7 @@ fn tcpserver(args: program::Args) -> Result<(), Trouble> {
         let line = [decimal::text(port), b"\n".to_vec()].concat();
         fd::write_all(fd::OUT, &line).map_err(|e| Trouble::temporary("unable to print port").because(e))?;
     }
-    give_up_standard();
+    fd::give_up_standard();
     let log = Log::new(options.verbosity);
     Server { options, log, listener, children: Vec::new(), resume: None }.run()
 }
@@ -134,22 +134,6 @@ fn change_user(options: &Options) -> Result<(), Trouble> {
         nix::unistd::setuid(uid).map_err(failed("uid"))?;
     }
     Ok(())
-}
-
-/// Nobody may wait for our end of a pipe or keep a terminal through us. The numbers stay taken, so that
-/// nothing we open later is mistaken for them.
-fn give_up_standard() {
-    let null = nix::fcntl::open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty());
-    match null {
-        Ok(null) => {
-            let _ = nix::unistd::dup2_stdin(&null);
-            let _ = nix::unistd::dup2_stdout(&null);
-        }
-        Err(_) => {
-            process::close(0);
-            process::close(1);
-        }
-    }
 }
 
 /// What -C counts as one address.

@@ -5,8 +5,7 @@ use crate::message::{self, Incoming};
 use crate::reply::{self, Reply};
 use nix::errno::Errno;
 use qmail::fd::{self, Standard};
-use qmail::home::Home;
-use qmail::queue::client::{Outcome, Submission};
+use qmail::queue::client::{Entrance, Outcome};
 use qmail::received::Peer;
 use qmail::smtp::command::{self, Command, Path, Verb};
 use qmail::timed::{Deadline, Line, Reader, Writer};
@@ -109,7 +108,7 @@ impl Transaction {
 }
 
 pub struct Session<'a> {
-    home: &'a Home,
+    entrance: Entrance,
     config: &'a Config,
     peer: Peer,
     connection: Connection,
@@ -123,9 +122,18 @@ pub struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    pub fn new(home: &'a Home, config: &'a Config) -> Session<'a> {
+    pub fn new(config: &'a Config, entrance: Entrance) -> Session<'a> {
         let (peer, connection) = (Peer::from_environ(), Connection::new(config.timeout));
-        Session { home, config, peer, connection, helo: None, extended: false, transaction: None, own: None }
+        Session {
+            entrance,
+            config,
+            peer,
+            connection,
+            helo: None,
+            extended: false,
+            transaction: None,
+            own: None,
+        }
     }
 
     pub fn run(mut self) -> Result<(), Trouble> {
@@ -256,7 +264,7 @@ impl<'a> Session<'a> {
         }
         // Over with DATA, whatever becomes of it.
         let Some(transaction) = self.transaction.take() else { return Ok(reply::MAIL_FIRST) };
-        let submission = match Submission::open(self.home) {
+        let submission = match self.entrance.submit() {
             Ok(submission) => submission,
             Err(Outcome::Permanent(text) | Outcome::Temporary(text)) => {
                 message::warn("unable to start qmail-queue", &text);

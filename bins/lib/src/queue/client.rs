@@ -1,11 +1,12 @@
 //! client - how a program hands a message to the queue
 //!
-//! By `$QMAILQUEUE` if that is set; else over the socket of qmail-queued, without starting a program;
+//! By `$QMAILQUEUE` if that is set (in a jail by the launcher of this session); else over the socket of qmail-queued, without starting a program;
 //! else, where this process may write the queue itself, by `bin/qmail-queue`. `QMAILDOOR` set to
 //! `socket` or `direct` leaves only that one of the last two.
 #![forbid(unsafe_code)]
 
 use super::door;
+use super::launcher::Launcher;
 use crate::envelope::{self, Envelope};
 use crate::exits::queue as code;
 use crate::home::Home;
@@ -16,6 +17,7 @@ use nix::errno::Errno;
 use nix::sys::stat::stat;
 use nix::unistd::{Pid, Uid};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 use std::time::Duration;
 
 /// What became of a message.
@@ -105,7 +107,7 @@ pub fn owns_queue(home: &Home) -> Result<bool, i32> {
 }
 
 /// A variable that leads the way; not in a program with more rights than its caller has.
-fn setting(name: &str) -> Option<Vec<u8>> {
+pub(super) fn setting(name: &str) -> Option<Vec<u8>> {
     environ::get(name).filter(|_| !process::secure_execution())
 }
 
@@ -153,6 +155,28 @@ fn find_way(home: &Home, patient: bool) -> Result<Way, i32> {
     }
 }
 
+/// Starts a program in the place of qmail-queue with these two descriptors: its process id, and what to read
+/// its descriptor 6 from. It says its troubles on `errors`, if that is not our own descriptor 2.
+pub(super) fn start_program(
+    home: &Home,
+    program: &[u8],
+    message: &impl AsFd,
+    envelope: &impl AsFd,
+    errors: Option<&fd::Standard>,
+) -> Result<(Pid, OwnedFd), i32> {
+    let (text, text_write) = fd::pipe().map_err(|_| code::EXEC)?;
+    let mut command = Command::new(program, &[program])
+        .directory(home.path(""))
+        .descriptor(message, 0)
+        .descriptor(envelope, 1)
+        .descriptor(&text_write, 6);
+    if let Some(errors) = errors {
+        command = command.descriptor(errors, 2);
+    }
+    let pid = command.spawn().map_err(|_| code::EXEC)?;
+    Ok((pid, text))
+}
+
 /// Who takes the message and will answer.
 enum Taker {
     Child { pid: Pid, text: OwnedFd },
@@ -160,8 +184,7 @@ enum Taker {
 }
 
 impl Taker {
-    /// Starts qmail-queue, or asks qmail-queued, with these two descriptors. A program says its
-    /// troubles on `errors`, if that is not our own descriptor 2.
+    /// Starts qmail-queue, or asks qmail-queued, with these two descriptors.
     fn start(
         home: &Home,
         way: Way,
@@ -171,16 +194,7 @@ impl Taker {
     ) -> Result<Taker, i32> {
         match way {
             Way::Program(program) => {
-                let (text, text_write) = fd::pipe().map_err(|_| code::EXEC)?;
-                let mut command = Command::new(&program, &[&program])
-                    .directory(home.path(""))
-                    .descriptor(message, 0)
-                    .descriptor(envelope, 1)
-                    .descriptor(&text_write, 6);
-                if let Some(errors) = errors {
-                    command = command.descriptor(errors, 2);
-                }
-                let pid = command.spawn().map_err(|_| code::EXEC)?;
+                let (pid, text) = start_program(home, &program, message, envelope, errors)?;
                 Ok(Taker::Child { pid, text })
             }
             Way::Socket(connection) => {
@@ -230,7 +244,7 @@ impl Taker {
 }
 
 /// One byte of code and the text; a replacement's text is cut here.
-const ANSWER_MAX: usize = door::TEXT_MAX + 1;
+pub(super) const ANSWER_MAX: usize = door::TEXT_MAX + 1;
 
 /// A taker that takes not one byte, or does not answer, for so long (20 minutes, as qmail-queued allows its
 /// callers) is given up: a temporary failure.
@@ -239,9 +253,51 @@ const STALL: Duration = Duration::from_secs(1200);
 /// One read of a message that is copied.
 const CHUNK: usize = 64 * 1024;
 
+/// Who says in the end what became of a message that is written piece by piece.
+enum Asked {
+    Taker(Taker),
+    Launcher { launcher: Rc<Launcher>, number: u32 },
+}
+
+impl Asked {
+    /// Waits for it.
+    fn verdict(&self) -> Outcome {
+        let taker = match self {
+            Asked::Taker(taker) => taker,
+            Asked::Launcher { launcher, number } => {
+                return launcher.outcome(*number).unwrap_or_else(|| refused(code::COMMUNICATION));
+            }
+        };
+        let said = read_answer(taker.fd(), taker.patience());
+        let end = match taker {
+            Taker::Child { pid, .. } => process::wait(*pid).ok(),
+            Taker::Server { .. } => None,
+        };
+        taker.judge(&said, end)
+    }
+}
+
+/// Where the messages of a process go in.
+pub enum Entrance {
+    /// As this process finds it.
+    Home(Home),
+    /// By the launcher of this session.
+    Launcher(Rc<Launcher>),
+}
+
+impl Entrance {
+    /// Begins a message. The error is what to tell the user.
+    pub fn submit(&self) -> Result<Submission, Outcome> {
+        match self {
+            Entrance::Home(home) => Submission::open(home),
+            Entrance::Launcher(launcher) => Submission::through(launcher),
+        }
+    }
+}
+
 /// A message on its way into the queue, written piece by piece.
 pub struct Submission {
-    taker: Taker,
+    asked: Asked,
     message: Option<Writer<OwnedFd>>,
     envelope: OwnedFd,
     /// A write failed: if the taker says success all the same, it is not believed.
@@ -253,11 +309,26 @@ impl Submission {
     /// Starts the taker. The error is what to tell the user.
     pub fn open(home: &Home) -> Result<Submission, Outcome> {
         let way = find_way(home, true).map_err(refused)?;
+        Submission::with(|message, envelope| {
+            Ok(Asked::Taker(Taker::start(home, way, message, envelope, None)?))
+        })
+    }
+
+    /// Asks the launcher of this session to start the taker.
+    fn through(launcher: &Rc<Launcher>) -> Result<Submission, Outcome> {
+        Submission::with(|message, envelope| {
+            let number = launcher.ask(message, envelope);
+            Ok(Asked::Launcher { launcher: Rc::clone(launcher), number })
+        })
+    }
+
+    /// `ask` gets the ends to read message and envelope from.
+    fn with(ask: impl FnOnce(&OwnedFd, &OwnedFd) -> Result<Asked, i32>) -> Result<Submission, Outcome> {
         let (message_read, message) = fd::pipe().map_err(|_| refused(code::EXEC))?;
         let (envelope_read, envelope) = fd::pipe().map_err(|_| refused(code::EXEC))?;
-        let taker = Taker::start(home, way, &message_read, &envelope_read, None).map_err(refused)?;
+        let asked = ask(&message_read, &envelope_read).map_err(refused)?;
         Ok(Submission {
-            taker,
+            asked,
             message: Some(Writer::with_timeout(message, STALL)),
             envelope,
             broken: false,
@@ -318,12 +389,7 @@ impl Submission {
             self.broken = !(written && out.put(b"\0").is_ok() && out.flush().is_ok());
         }
         drop(out); // end of envelope; without its last NUL nothing is queued
-        let said = read_answer(self.taker.fd(), self.taker.patience());
-        let end = match &self.taker {
-            Taker::Child { pid, .. } => process::wait(*pid).ok(),
-            Taker::Server { .. } => None,
-        };
-        match self.taker.judge(&said, end) {
+        match self.asked.verdict() {
             Outcome::Queued { .. } if self.broken || self.aborted => refused(code::READ),
             outcome => outcome,
         }

@@ -8,6 +8,7 @@ pub mod bounce;
 pub mod client;
 pub mod door;
 pub mod info;
+pub mod launcher;
 pub mod lock;
 pub mod record;
 pub mod report;

@@ -100,6 +100,34 @@ pub fn fork_heir<T>(things: T, work: impl FnOnce(&T) -> i32) -> Result<Pid, (Err
     }
 }
 
+/// Forks, and goes on in both: the child's pid in the parent, None in the child.
+pub fn part() -> Result<Option<Pid>, Errno> {
+    // SAFETY: as in fork_child.
+    match unsafe { fork() }? {
+        ForkResult::Parent { child } => Ok(Some(child)),
+        ForkResult::Child => Ok(None),
+    }
+}
+
+/// Ends this process as that one ended: with its code, or by its signal.
+pub fn end_as(end: End) -> ! {
+    match end {
+        End::Exit(code) => exit(code),
+        End::Crash(number) => {
+            signal::unblock();
+            // SAFETY: the default action of a signal, which needs no code of ours; raise touches no memory.
+            unsafe {
+                libc::signal(number, libc::SIG_DFL);
+                libc::raise(number);
+            }
+            exit(BY_SIGNAL + number) // not reached: what ended one process ends another
+        }
+    }
+}
+
+/// Shells add this to the number of the signal.
+const BY_SIGNAL: i32 = 128;
+
 /// Ends the process now: no destructors, no flushing of std's buffers (we use none).
 pub fn exit(code: i32) -> ! {
     // SAFETY: _exit does not return and touches nothing.

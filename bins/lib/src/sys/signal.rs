@@ -42,6 +42,18 @@ pub fn catch(signals: &[Signal]) {
     }
 }
 
+/// Blocks these signals and gives the mask as it was: around a fork whose two sides treat them differently.
+pub fn hold(signals: &[Signal]) -> SigSet {
+    let mut before = SigSet::empty();
+    let _ = sigprocmask(SigmaskHow::SIG_BLOCK, Some(&signals.iter().copied().collect()), Some(&mut before));
+    before
+}
+
+/// Undoes `hold`.
+pub fn release(before: &SigSet) {
+    let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(before), None);
+}
+
 /// Whether the signal came since the last time this was asked.
 pub fn take(signal: Signal) -> bool {
     let bit = 1 << (signal as i32 & 63);
