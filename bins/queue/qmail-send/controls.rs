@@ -57,7 +57,10 @@ impl Controls {
                 self.rules.locals = locals;
                 self.rules.virtualdomains = virtualdomains;
             }
-            Err((_, name)) => log.line(format!("alert: unable to reread {name}")),
+            Err((trouble, name)) => {
+                explain(log, &trouble);
+                log.line(format!("alert: unable to reread {name}"));
+            }
         }
     }
 }
