@@ -416,17 +416,29 @@ class Attacker:
     def socket(self, family, kind, protocol=0):
         return self._closing(self.call("socket", family, kind, protocol))
 
-    def _connect(self, family, kind, address):
-        s = self.call("socket", family, kind, 0)
+    def _with_socket(self, family, kind, protocol, call, *arguments):
+        """What a system call on a new socket comes to."""
+        s = self.call("socket", family, kind, protocol)
         if not isinstance(s, int):
             return s
-        outcome = self.call("connect", s, address, len(address))
+        outcome = self.call(call, s, *arguments)
         if not self.gone:
             self.call("close", s)
         return outcome
 
+    def _connect(self, family, kind, address, protocol=0):
+        return self._with_socket(family, kind, protocol, "connect", address, len(address))
+
     def connect_tcp(self, host, port):
         return self._connect(sockets.AF_INET, sockets.SOCK_STREAM, _inet(host, port))
+
+    def connect_multipath(self, host, port):
+        return self._connect(sockets.AF_INET, sockets.SOCK_STREAM, _inet(host, port), 262)  # IPPROTO_MPTCP
+
+    def connect_fast(self, host, port):
+        """Without connect(2): the first bytes are sent with the SYN, or just behind."""
+        address, flag = _inet(host, port), sockets.MSG_FASTOPEN
+        return self._with_socket(sockets.AF_INET, sockets.SOCK_STREAM, 0, "sendto", b"x", 1, flag, address, len(address))
 
     def connect_udp(self, host, port):
         return self._connect(sockets.AF_INET, sockets.SOCK_DGRAM, _inet(host, port))
@@ -485,6 +497,10 @@ class Attacker:
 
     def signal(self, pid, number):
         return self.call("kill", pid, number)
+
+    def limit(self, pid):
+        """Changes a limit of another process: of locks, which there are no more."""
+        return self.call("prlimit64", pid, 10, struct.pack("QQ", 0, 0), 0)
 
     def setuid(self, uid):
         return self.call("setuid", uid)

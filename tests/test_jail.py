@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import unittest
 
-from tests import harness
+from tests import harness, sandbox
 from tests.harness import Home, program, run, scratch, wait_for
 
 FOREIGN = "#!/bin/sh\ngrep -E 'NoNewPrivs|Seccomp:' /proc/self/status >%s.new && mv %s.new %s\n"
@@ -355,6 +355,66 @@ class Places(Case):
         wait_for(lambda: b"+OK 2 " in pop3d(b"STAT\r\nQUIT\r\n").out, "both to be older than a second")
         r = pop3d(b"RETR 1\r\nDELE 1\r\nQUIT\r\n")
         self.assertEqual((r.code, r.out.count(b"+OK"), r.out.count(b"-ERR")), (0, 4, 0), r)
+
+
+    def test_a_link_gives_what_it_leads_to_to_read_and_nothing_to_write(self):
+        home = self.own()
+        away = os.path.join(home.base, "away")
+        os.mkdir(away)
+        os.chmod(away, 0o777)
+        target = os.path.join(away, "assign")
+        os.replace(home.file("users/assign"), target)
+        os.symlink(target, home.file("users/assign"))
+        # Reading is allowed behind the link; a database to be written there is not.
+        self.assertEqual(home.run(["qmail-newu"]).code, 0)
+        os.symlink(os.path.join(away, "cdb.tmp"), home.file("users/cdb.tmp"))
+        r = home.run(["qmail-newu"])
+        self.assertEqual((r.code, os.path.exists(os.path.join(away, "cdb.tmp"))), (111, False), r)
+
+    def test_what_is_replaced_by_rename_while_everything_runs(self):
+        home = self.own()
+        with socket.socket() as server:
+            server.bind(("127.0.0.1", 0))
+            server.listen()
+            server.settimeout(harness.TIMEOUT)
+            home.start()
+            # A new qmail-remote and new control files, each moved over the old one.
+            shutil.copy(os.path.realpath(home.file("bin/qmail-remote")), home.file("bin/fresh"))
+            os.rename(home.file("bin/fresh"), home.file("bin/qmail-remote"))
+            for name, text in (("smtproutes", f":[127.0.0.1]:{server.getsockname()[1]}\n"), ("locals", "test.example\nfresh.example\n")):
+                home.write("control/fresh", text, 0o644)
+                os.rename(home.file("control/fresh"), home.file("control", name))
+            self.assertEqual(home.inject("x\n", "", ["joe@elsewhere.example"]).code, 0)
+            server.accept()[0].close()
+            home.daemon.process.send_signal(1)
+            wait_for(lambda: home.inject("x\n", "", ["joe@fresh.example"]).code == 0 and home.messages(), "the new name to be local")
+            # The directory itself is another matter, as doc/security.md says: nothing is lost, and the log tells.
+            os.rename(home.file("control"), home.file("control.old"))
+            shutil.copytree(home.file("control.old"), home.file("control"))
+            home.daemon.process.send_signal(1)
+            home.wait_log("alert: unable to read control/locals: .*\n(.*\n)*.*alert: unable to reread control/locals")
+            self.assertEqual(home.inject("x\n", "", ["joe@later.example"], {"QMAILDOOR": "socket"}).code, 0)
+            home.wait_log("to remote joe@later.example\n(.*\n)*.*deferral: .*control")
+
+
+@sandbox.alone
+class Network(Case):
+    """A machine whose /etc/resolv.conf is a link to a place of its own."""
+
+    def test_resolv_conf_is_read_wherever_it_is(self):
+        home = self.own()
+        home.env.pop("DNSCACHEIP", None)
+        os.mkdir("/mnt/network")
+        with open("/mnt/network/resolv.conf", "w") as f:
+            f.write("nameserver 127.0.0.7\n")
+        os.unlink("/etc/resolv.conf")
+        os.symlink("/mnt/network/resolv.conf", "/etc/resolv.conf")
+        with socket.socket(type=socket.SOCK_DGRAM) as server:
+            server.bind(("127.0.0.7", 53))
+            server.settimeout(harness.TIMEOUT)
+            home.start()
+            self.assertEqual(home.inject("x\n", "", ["joe@elsewhere.example"]).code, 0)
+            self.assertIn(b"\x09elsewhere\x07example\x00", server.recv(4096).lower())
 
 
 @unittest.skipUnless(shutil.which("strace"), "strace is not installed")

@@ -40,6 +40,9 @@ fn rspawn(args: Args) -> Result<(), Trouble> {
     serve(&Remote { owner: qmailq.uid, replacement, home })
 }
 
+/// Some systems have a link here to where the network's manager writes it.
+const RESOLV_CONF: &[u8] = b"/etc/resolv.conf";
+
 /// A jail is never handed to a program that is not ours: another one may be named by QMAILREMOTE, stand before
 /// ours in PATH, or be a script in its place.
 fn close_jail(home: &Home, replaced: bool) -> Result<(), Trouble> {
@@ -48,7 +51,11 @@ fn close_jail(home: &Home, replaced: bool) -> Result<(), Trouble> {
     if replaced || jail::home_of(&path) != ours || is_script(&path) {
         return Jail::of(&programs::QMAIL_RSPAWN_OTHER).close();
     }
-    Jail::of(&programs::QMAIL_RSPAWN).home(home).place(programs::PROGRAMS, ours).close()
+    Jail::of(&programs::QMAIL_RSPAWN)
+        .home(home)
+        .place(programs::PROGRAMS, ours)
+        .place(programs::RESOLVER, jail::home_of(RESOLV_CONF))
+        .close()
 }
 
 /// What cannot be read is none: its interpreter could not read it either.

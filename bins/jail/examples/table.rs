@@ -45,7 +45,8 @@ fn tables(out: &mut String) -> std::fmt::Result {
             .iter()
             .map(|call| {
                 let name = call.name.trim_start_matches("SYS_");
-                call.only.map_or(name.to_string(), |only| format!("{name} ({})", only.say))
+                let say: Vec<&str> = call.only.iter().map(|only| only.say).collect();
+                if say.is_empty() { name.to_string() } else { format!("{name} ({})", say.join("; ")) }
             })
             .collect();
         writeln!(out, "| {} | {} |", group.name, calls.join(", "))?;

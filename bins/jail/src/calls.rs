@@ -12,8 +12,8 @@ pub struct Call {
     /// As `SYS_read`.
     pub name: &'static str,
     pub number: i64,
-    /// Only with one of these values for an argument.
-    pub only: Option<Only>,
+    /// Only when each of these arguments has one of its values.
+    pub only: &'static [Only],
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,21 +35,36 @@ pub struct Group {
 }
 
 macro_rules! calls {
-    ($($(#[$there:meta])* $call:ident $(($only:expr))?),* $(,)?) => {
+    ($($(#[$there:meta])* $call:ident $(($($only:expr),+))?),* $(,)?) => {
         &[$($(#[$there])* Call {
             name: stringify!($call),
             number: libc::$call,
-            only: calls!(@only $($only)?),
+            only: &[$($($only),+)?],
         }),*]
     };
-    (@only) => { None };
-    (@only $only:expr) => { Some($only) };
 }
 
 const ALL: u32 = 0xffff_ffff;
 
 const NOT_EXECUTABLE: Only =
     Only { argument: 2, mask: libc::PROT_EXEC as u32, values: &[0], say: "never executable" };
+
+/// Of TCP and UDP only: Landlock does not see the ports of other protocols, and multipath TCP speaks to every
+/// server of TCP.
+const TCP_OR_UDP: Only = Only {
+    argument: 2,
+    mask: ALL,
+    values: &[0, libc::IPPROTO_TCP as u32, libc::IPPROTO_UDP as u32],
+    say: "TCP, UDP",
+};
+
+/// MSG_FASTOPEN connects while it sends, and Landlock does not see it.
+const fn no_connecting(flags_at: u8) -> Only {
+    Only { argument: flags_at, mask: libc::MSG_FASTOPEN as u32, values: &[0], say: "no MSG_FASTOPEN" }
+}
+
+/// The limits of another process of the same user may keep it from its work.
+const ITSELF: Only = Only { argument: 0, mask: ALL, values: &[0], say: "of itself" };
 
 /// Every program: its memory, its descriptors, clocks, signals to itself, its end.
 pub static RUN: Group = Group {
@@ -169,8 +184,8 @@ pub static ALARM: Group = Group {
 pub static TALK: Group = Group {
     name: "talk",
     calls: calls![
-        SYS_sendto,
-        SYS_sendmsg,
+        SYS_sendto(no_connecting(3)),
+        SYS_sendmsg(no_connecting(2)),
         SYS_recvfrom,
         SYS_recvmsg,
         SYS_getsockopt,
@@ -219,12 +234,15 @@ pub static ADDRESSES: Group = Group {
 pub static INTERNET: Group = Group {
     name: "internet",
     calls: calls![
-        SYS_socket(Only {
-            argument: 0,
-            mask: ALL,
-            values: &[libc::AF_INET as u32, libc::AF_INET6 as u32],
-            say: "AF_INET, AF_INET6",
-        }),
+        SYS_socket(
+            Only {
+                argument: 0,
+                mask: ALL,
+                values: &[libc::AF_INET as u32, libc::AF_INET6 as u32],
+                say: "AF_INET, AF_INET6",
+            },
+            TCP_OR_UDP
+        ),
         SYS_connect,
         SYS_bind,
         SYS_ioctl(Only { argument: 1, mask: ALL, values: &[libc::FIONBIO as u32], say: "FIONBIO" }),
@@ -242,7 +260,7 @@ pub static NARROW: Group = Group {
             say: "PR_SET_NO_NEW_PRIVS, PR_GET_SECCOMP",
         }),
         SYS_seccomp,
-        SYS_prlimit64,
+        SYS_prlimit64(ITSELF),
         #[cfg(target_arch = "x86_64")]
         SYS_getrlimit,
         #[cfg(target_arch = "x86_64")]
@@ -265,7 +283,7 @@ pub static LIBRARIES: Group = Group {
         SYS_readlinkat,
         SYS_getcwd,
         SYS_uname,
-        SYS_prlimit64,
+        SYS_prlimit64(ITSELF),
         SYS_sched_getaffinity,
         SYS_membarrier,
     ],
@@ -290,7 +308,7 @@ pub static SERVICES: Group = Group {
         SYS_clock_getres,
         SYS_sysinfo,
         SYS_socketpair,
-        SYS_sendmmsg,
+        SYS_sendmmsg(no_connecting(3)),
         SYS_recvmmsg,
         #[cfg(target_arch = "x86_64")]
         SYS_select,

@@ -57,12 +57,15 @@ const ARCHITECTURE: u32 = 0xc000_00b7;
 #[cfg(target_arch = "riscv64")]
 const ARCHITECTURE: u32 = 0xc000_00f3;
 
+/// The conditions under which a call is allowed: each of them is enough. None allows it as it is.
+type Ways = Vec<&'static [Only]>;
+
 /// What is said to a range of numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict<'a> {
     Allow,
     Refuse,
-    Look(&'a [Only]),
+    Look(&'a [&'static [Only]]),
 }
 
 fn program(groups: &[&Group]) -> Vec<sock_filter> {
@@ -77,22 +80,22 @@ fn program(groups: &[&Group]) -> Vec<sock_filter> {
     code
 }
 
-/// Each call with the conditions under which it is allowed; none allows it as it is, whatever another group says.
-fn listed(groups: &[&Group]) -> BTreeMap<u32, Vec<Only>> {
+/// Each call; one that a group allows as it is has no conditions, whatever another group says.
+fn listed(groups: &[&Group]) -> BTreeMap<u32, Ways> {
     let calls = || groups.iter().flat_map(|group| group.calls);
     let number = |call: &Call| u32::try_from(call.number).unwrap_or(u32::MAX);
-    let mut listed: BTreeMap<u32, Vec<Only>> = BTreeMap::new();
+    let mut listed: BTreeMap<u32, Ways> = BTreeMap::new();
     for call in calls() {
-        listed.entry(number(call)).or_default().extend(call.only);
+        listed.entry(number(call)).or_default().push(call.only);
     }
-    for call in calls().filter(|call| call.only.is_none()) {
+    for call in calls().filter(|call| call.only.is_empty()) {
         listed.insert(number(call), Vec::new());
     }
     listed
 }
 
 /// All numbers as ranges, each from where it begins to where the next one does.
-fn ranges(listed: &BTreeMap<u32, Vec<Only>>) -> Vec<(u32, Verdict<'_>)> {
+fn ranges(listed: &BTreeMap<u32, Ways>) -> Vec<(u32, Verdict<'_>)> {
     let mut ranges: Vec<(u32, Verdict)> = Vec::with_capacity(2 * listed.len() + 1);
     let mut next = 0; // not spoken of yet
     let mut add = |from: u32, verdict| {
@@ -137,19 +140,31 @@ fn answer(verdict: Verdict<'_>) -> Vec<sock_filter> {
         Verdict::Allow => vec![instruction(ANSWER, ALLOW)],
         Verdict::Refuse => vec![instruction(ANSWER, REFUSE)],
         Verdict::Look(only) => {
-            let mut code: Vec<sock_filter> = only.iter().flat_map(look).collect();
+            let mut code: Vec<sock_filter> = only.iter().flat_map(|all| look(all)).collect();
             code.push(instruction(ANSWER, REFUSE));
             code
         }
     }
 }
 
-/// Allows when the argument has one of the values; else goes on behind. The arguments compared are of 32 bits.
-fn look(only: &Only) -> Vec<sock_filter> {
-    let mut code =
-        vec![instruction(LOAD, ARGUMENTS_AT + 8 * u32::from(only.argument)), instruction(AND, only.mask)];
-    for value in only.values {
-        code.extend([jump(IF_EQUAL, *value, 0, 1), instruction(ANSWER, ALLOW)]);
+/// Allows when each argument has one of its values; else goes on behind. The arguments compared are of 32 bits.
+fn look(all: &[Only]) -> Vec<sock_filter> {
+    let mut code = vec![instruction(ANSWER, ALLOW)];
+    for only in all.iter().rev() {
+        let rest = std::mem::take(&mut code);
+        code.push(instruction(LOAD, ARGUMENTS_AT + 8 * u32::from(only.argument)));
+        code.push(instruction(AND, only.mask));
+        let distance = |instructions: usize| u8::try_from(instructions).unwrap_or(u8::MAX);
+        for (at, value) in only.values.iter().enumerate() {
+            let left = only.values.len() - 1 - at;
+            code.push(jump(
+                IF_EQUAL,
+                *value,
+                distance(left),
+                if left == 0 { distance(rest.len()) } else { 0 },
+            ));
+        }
+        code.extend(rest);
     }
     code
 }
@@ -171,6 +186,7 @@ mod tests {
         BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
         SeccompRule, TargetArch,
     };
+    use std::collections::BTreeSet;
 
     /// What the kernel would answer.
     fn verdict(code: &[sock_filter], architecture: u32, number: u32, arguments: [u32; 6]) -> u32 {
@@ -201,18 +217,24 @@ mod tests {
 
     /// The same list, compiled by people who do nothing else.
     fn reference(groups: &[&Group]) -> BpfProgram {
-        let rule = |only: &Only, value: u32| {
+        let condition = |only: &Only, value: u32| {
             let operator = SeccompCmpOp::MaskedEq(u64::from(only.mask));
-            let condition =
-                SeccompCondition::new(only.argument, SeccompCmpArgLen::Dword, operator, u64::from(value));
-            SeccompRule::new(vec![condition.unwrap()]).unwrap()
+            SeccompCondition::new(only.argument, SeccompCmpArgLen::Dword, operator, u64::from(value)).unwrap()
+        };
+        // Every choice of one value an argument.
+        let rules_of = |all: &[Only]| -> Vec<SeccompRule> {
+            let mut choices: Vec<Vec<SeccompCondition>> = vec![Vec::new()];
+            for only in all {
+                let with =
+                    |chosen: &Vec<SeccompCondition>, v| [chosen.as_slice(), &[condition(only, v)]].concat();
+                choices =
+                    choices.iter().flat_map(|chosen| only.values.iter().map(|v| with(chosen, *v))).collect();
+            }
+            choices.into_iter().map(|chosen| SeccompRule::new(chosen).unwrap()).collect()
         };
         let rules = listed(groups)
             .into_iter()
-            .map(|(number, only)| {
-                let rules = only.iter().flat_map(|only| only.values.iter().map(|v| rule(only, *v))).collect();
-                (i64::from(number), rules)
-            })
+            .map(|(number, ways)| (i64::from(number), ways.into_iter().flat_map(rules_of).collect()))
             .collect();
         let target = TargetArch::try_from(std::env::consts::ARCH).unwrap();
         let refuse = SeccompAction::Errno(Errno::EPERM as u32);
@@ -227,13 +249,23 @@ mod tests {
                 continue;
             }
             let (ours, theirs) = (program(groups), reference(groups));
-            let mut values: Vec<u32> = vec![0, 1, 2, 7, 10, 16, u32::MAX];
-            values.extend(groups.iter().flat_map(|g| g.calls).filter_map(|c| c.only).flat_map(|o| o.values));
+            let mut values: BTreeSet<u32> = [0, 1, 2, 7, 10, 16, 262, u32::MAX].into();
+            let only = groups.iter().flat_map(|g| g.calls).flat_map(|c| c.only);
+            values.extend(only.flat_map(|o| o.values.iter().copied().chain([o.mask])));
+            let calls: BTreeSet<u32> = groups
+                .iter()
+                .flat_map(|g| g.calls)
+                .filter(|c| !c.only.is_empty())
+                .map(|c| c.number as u32)
+                .collect();
             for number in (0..600).chain([1 << 30, (1 << 30) + 1, 1 << 31, u32::MAX]) {
-                for value in &values {
-                    for argument in 0..3 {
+                // Two arguments at a time where arguments are looked at.
+                let others: Vec<u32> =
+                    if calls.contains(&number) { values.iter().copied().collect() } else { vec![3] };
+                for (value, other) in values.iter().flat_map(|v| others.iter().map(move |o| (*v, *o))) {
+                    for (one, two) in [(0, 2), (2, 0), (1, 0), (3, 0)] {
                         let mut arguments = [3; 6];
-                        arguments[argument] = *value;
+                        (arguments[one], arguments[two]) = (value, other);
                         let answer = |code| verdict(code, ARCHITECTURE, number, arguments);
                         assert_eq!(answer(&ours), answer(&theirs), "{} {number} {arguments:?}", profile.name);
                     }
@@ -250,7 +282,7 @@ mod tests {
 
     #[test]
     fn long_lists_jump_far_enough() {
-        let listed: BTreeMap<u32, Vec<Only>> = (0..2000).map(|n| (3 * n, Vec::new())).collect();
+        let listed: BTreeMap<u32, Ways> = (0..2000).map(|n| (3 * n, Vec::new())).collect();
         let code = tree(&ranges(&listed));
         let mut whole = vec![instruction(LOAD, NUMBER_AT)];
         whole.extend(code);

@@ -32,7 +32,7 @@ use qmail::fd;
 use qmail::home::Home;
 use qmail::trouble::Trouble;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 /// A jail that is still open.
 pub struct Jail<'a> {
@@ -116,22 +116,23 @@ fn open(
         Err(errno) => return Err(Trouble::unable("close the jail around", path, errno)),
     }
     if may & profile::LINKS != 0 {
-        links(path, may & !profile::LINKS, found)?;
+        links(path, found)?;
     }
     Ok(())
 }
 
 /// What symbolic links directly in this directory lead to: `control/me` may be a link to /etc/mailname. The
-/// directory of the target, for the file may be replaced; but never all of the system.
-fn links(
-    directory: &[u8],
-    may: profile::Access,
-    found: &mut Vec<(OwnedFd, profile::Access)>,
-) -> Result<(), Trouble> {
+/// directory of the target, for the file may be replaced; a directory itself; but never all of the system.
+fn links(directory: &[u8], found: &mut Vec<(OwnedFd, profile::Access)>) -> Result<(), Trouble> {
     let Ok(entries) = std::fs::read_dir(fd::path(directory)) else { return Ok(()) };
     for entry in entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_symlink())) {
         let link = [directory, b"/", entry.file_name().as_bytes()].concat();
-        open(&home_of(&link), may, found)?;
+        let Ok(target) = std::fs::canonicalize(fd::path(&link)) else { continue };
+        if target.parent().is_none() {
+            continue;
+        }
+        let place = if target.is_dir() { target.into_os_string().into_vec() } else { home_of(&link) };
+        open(&place, profile::READ, found)?;
     }
     Ok(())
 }

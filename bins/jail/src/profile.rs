@@ -17,7 +17,7 @@ pub const UNLINK: Access = 1 << 5;
 pub const MOVE: Access = 1 << 6;
 pub const MKDIR: Access = 1 << 7;
 pub const EXECUTE: Access = 1 << 8;
-/// The same for what symbolic links directly in it lead to when the jail closes.
+/// Read what symbolic links directly in it lead to when the jail closes. (Who writes replaces the link.)
 pub const LINKS: Access = 1 << 9;
 
 /// Each with its word in the table.
@@ -31,7 +31,7 @@ pub const WORDS: [(Access, &str); 10] = [
     (MOVE, "move"),
     (MKDIR, "mkdir"),
     (EXECUTE, "execute"),
-    (LINKS, "and through its links"),
+    (LINKS, "(its links: read)"),
 ];
 
 /// A place in the file system.

@@ -18,9 +18,10 @@ use crate::profile::{
 };
 
 /// Names of places that only the program can tell.
-pub const PROGRAMS: &str = "the directory of the home's programs";
+pub const PROGRAMS: &str = "the directory that the home's programs really lie in";
 pub const TARGET: &str = "the directories of the files named";
 pub const FILE: &str = "the file named";
+pub const RESOLVER: &str = "the directory that /etc/resolv.conf really lies in";
 
 const fn place(at: Where, may: Access) -> Place {
     Place { at, may }
@@ -46,7 +47,9 @@ const ACCEPT: Lot = Lot {
 const START: Lot = Lot {
     name: "to start a program of ours",
     places: &[
-        place(Given(PROGRAMS), READ | EXECUTE), // the kernel asks for both
+        // The kernel asks for both. The home's own directory, too: a link in it may become a program.
+        place(Given(PROGRAMS), READ | EXECUTE),
+        place(Home("bin"), READ | EXECUTE),
         place(Home("users/ids"), READ),
         place(Path("/lib64/ld-linux-x86-64.so.2"), READ | EXECUTE),
         place(Path("/lib/ld-linux-aarch64.so.1"), READ | EXECUTE),
@@ -61,7 +64,12 @@ const START: Lot = Lot {
 /// Where the system keeps what its own libraries read.
 const SYSTEM: Lot = Lot {
     name: "settings of the system",
-    places: &[place(Path("/etc"), READ), place(Path("/run"), READ), place(Path("/var/run"), READ)],
+    places: &[
+        place(Path("/etc"), READ),
+        place(Path("/run"), READ),
+        place(Path("/var/run"), READ),
+        place(Given(RESOLVER), READ),
+    ],
 };
 
 // ---- net
