@@ -11,6 +11,7 @@ import os
 import re
 import select
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -348,6 +349,8 @@ ROWS = {
     "qmail-rspawn": (LANDLOCK, "daemon", NO_FILTER | {"control", "tcp", "listen", "fork"}),
     "qmail-lspawn": (LIMITS, "daemon", None),
     "tcpserver": (LIMITS, "tcpserver", None),
+    "tcpserver a child that asks the DNS": (SECCOMP, "names", {"udp"}),
+    "tcpserver a child that asks ident": (SECCOMP, "ident", set()),
     "qmail-smtpd": (SECCOMP, "smtpd", {"socket path", "netlink"}),
     "qmail-smtpd with QMAILQUEUE, the child that talks": (SECCOMP, "filtered_session", {"netlink"}),
     "qmail-popup": (SECCOMP, ("qmaild", "qmail-popup", "test.example", "pop3"), {"socket path"}),
@@ -534,6 +537,35 @@ class Injected(unittest.TestCase):
             if not a.gone:
                 line.send("NOOP\r\n")
                 line.expect("250 ...")
+
+    @contextlib.contextmanager
+    def asking(self, lookups, source, **env):
+        """A tcpserver with a connection that waits for the answer to a question; who asked it."""
+        with Daemon(["tcpserver", "-1", lookups, "-l0", "-u", str(uid("qmaild")), "-g", str(gid("nofiles")), "0.0.0.0", "0", "cat"],
+                    env={**ENV, **env}, cwd="/") as server:
+            port = int(server.wait_log(r"^(\d+)$")[1])
+            with socket.create_connection(("127.0.0.1", port), source_address=(source, 0)) as s:
+                s.settimeout(harness.TIMEOUT)
+                pids = wait_for(lambda: len(found := harness.family(server.pid)) == 3 and found, "who asks")
+                [child] = [pid for pid in pids if pid != server.pid and harness.parent(pid) != server.pid]
+                self.closed(child, SECCOMP)
+                with Attacker(child) as a:
+                    yield a, False, HOME
+                with contextlib.suppress(ProcessLookupError):  # the last attack may have ended it
+                    os.kill(child, signal.SIGKILL)
+                s.sendall(b"it goes on\n")
+                self.assertEqual(s.recv(100), b"it goes on\n")
+
+    def names(self, _):
+        silent = socket.socket(type=socket.SOCK_DGRAM)
+        self.addCleanup(silent.close)
+        silent.bind(("127.0.0.1", 0))
+        return self.asking("-R", "127.0.0.1", DNSCACHEIP=f"127.0.0.1:{silent.getsockname()[1]}")
+
+    def ident(self, _):
+        silent = self.listener(socket.AF_INET, ("127.0.0.9", 113))
+        self.addCleanup(silent.close)
+        return self.asking("-H", "127.0.0.9")
 
     @contextlib.contextmanager
     def popup(self, _):

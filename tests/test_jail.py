@@ -152,6 +152,29 @@ class Running(Case):
         with open("/dev/null") as null:
             self.assertEqual({os.stat(f"/proc/{launcher}/fd/{n}").st_rdev for n in (0, 1)}, {os.fstat(null.fileno()).st_rdev})
 
+    def test_children_of_tcpserver_that_read_answers(self):
+        where = f"127.113.{os.getpid() >> 8 & 255}.{os.getpid() % 254 + 1}"  # other tests may run, too
+        with socket.socket(type=socket.SOCK_DGRAM) as names, socket.socket() as idents:
+            names.bind(("127.0.0.1", 0))
+            parts = {"-R": "a child that asks the DNS"}
+            try:
+                idents.bind((where, 113))
+                idents.listen()
+                parts["-H"] = "a child that asks ident"
+            except PermissionError:  # only root may serve it
+                pass
+            env = {**os.environ, "DNSCACHEIP": f"127.0.0.1:{names.getsockname()[1]}"}
+            for option, part in parts.items():
+                with self.subTest(part), harness.Daemon(["tcpserver", "-1", option, "-l0", "0.0.0.0", "0", "cat"], env=env) as server:
+                    port = int(server.wait_log(r"^(\d+)$")[1])
+                    with socket.create_connection(("127.0.0.1", port), source_address=(where, 0)):
+                        found = wait_for(lambda: len(pids := sorted(harness.family(server.pid).items())) == 3 and dict(pids), "its child")
+                        top = next(pid for pid in found if harness.parent(pid) == server.pid)
+                        [child] = set(found) - {server.pid, top}
+                        self.comes_to(child, "tcpserver", part)
+                        self.assertEqual(status(top), expected("tcpserver"))
+                        self.assertEqual(core_limit(child), "0")
+
     def test_qmail_pop3d(self):
         home = self.own()
         user = harness.owner()[1] if os.geteuid() == 0 else None

@@ -3,6 +3,7 @@
 import os
 import re
 import resource
+import shutil
 import signal
 import socket
 import struct
@@ -501,6 +502,92 @@ class Lookups(unittest.TestCase):
     def test_without_an_ident_server_the_connection_goes_on(self):
         with Server(host="0.0.0.0", lookups="-Hl0", program=("env",)) as server:
             self.assertNotIn("TCPREMOTEINFO", environment(server.talk(source="127.0.0.8")))
+
+
+class Aside(unittest.TestCase):
+    """What strangers answer to a lookup is read by a child of the connection's process."""
+
+    def children(self, server, depth):
+        """Waits until somebody is so far below the server; (the connection's process, the others)."""
+        def look():
+            found = sorted(set(harness.family(server.pid)) - {server.pid})
+            top = [pid for pid in found if harness.parent(pid) == server.pid]
+            return (top[0], [pid for pid in found if pid != top[0]]) if len(found) == depth and len(top) == 1 else None
+        return wait_for(look, f"{depth} processes below tcpserver")
+
+    def silent(self):
+        """A DNS server that says nothing, as an environment."""
+        s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.addCleanup(s.close)
+        s.bind(("127.0.0.1", 0))
+        return {**os.environ, "DNSCACHEIP": f"127.0.0.1:{s.getsockname()[1]}"}
+
+    def test_it_has_nothing_of_the_connection_and_ends_with_who_asks(self):
+        with Server(lookups="-Rl0", env=self.silent()) as server, socket.create_connection(("127.0.0.1", server.port)) as s:
+            s.settimeout(harness.TIMEOUT)
+            asking, [child] = self.children(server, 2)
+            wait_for(lambda: len(os.listdir(f"/proc/{child}/fd")) == 5, "the child to have the standard ones, the pipe and its question")
+            os.kill(asking, signal.SIGTERM)
+            server.wait_log(r"^tcpserver: end \d+ status 15$")
+            self.assertEqual(read_all(s), b"")
+            wait_for(lambda: not os.path.exists(f"/proc/{child}"), "the child to end, too")
+
+    def test_a_child_that_is_killed_has_found_nothing(self):
+        with Server(lookups="-Rl0", program=("env",), env=self.silent()) as server, \
+                socket.create_connection(("127.0.0.1", server.port)) as s:
+            s.settimeout(harness.TIMEOUT)
+            os.kill(self.children(server, 2)[1][0], signal.SIGKILL)
+            self.assertNotIn("TCPREMOTEHOST", environment(read_all(s)))
+            server.wait_log(r"^tcpserver: ok \d+ 0:127\.0\.0\.1:\d+ :127\.0\.0\.1::\d+$")
+
+    def test_one_that_is_stopped_does_not_stop_ident(self):
+        where = f"127.114.{os.getpid() >> 8 & 255}.{os.getpid() % 254 + 1}"  # other tests may run, too
+        with socket.socket() as listener:
+            try:
+                listener.bind((where, 113))
+            except PermissionError:
+                self.skipTest("only root may listen on port 113, the ident port")
+            listener.listen()
+            with Server("-t", "5", host="0.0.0.0", lookups="-Hl0", program=("env",)) as server, \
+                    socket.create_connection(("127.0.0.1", server.port), source_address=(where, 0)) as s:
+                s.settimeout(harness.TIMEOUT)
+                os.kill(self.children(server, 2)[1][0], signal.SIGSTOP)
+                self.assertNotIn("TCPREMOTEINFO", environment(read_all(s)))
+
+    @unittest.skipUnless(shutil.which("strace"), "strace is not installed")
+    def test_without_a_question_there_is_none(self):
+        with tempfile.TemporaryDirectory() as base:
+            for lookups, wanted in (("-RHl0", 1), ("-Rl0", 2), ("-RH", 2), ("-Hl0", 1)):  # nobody listens for ident here
+                log = os.path.join(base, lookups)
+                with Names({}) as names, Traced(log, "trace=fork,vfork,clone,clone3", lookups=lookups, env=names.env) as server:
+                    self.assertEqual(server.talk(b"x"), b"x")
+                    server.wait_log(r"^tcpserver: end \d+ status 0$")
+                with open(log) as f:
+                    self.assertEqual(len(re.findall(r"clone|fork", f.read())), wanted, lookups)
+
+    @unittest.skipUnless(shutil.which("strace"), "strace is not installed")
+    def test_without_a_jail_the_connection_is_dropped(self):
+        with Names({}) as names, Traced("/dev/null", "inject=landlock_restrict_self:error=E2BIG", lookups="-Rl0", env=names.env) as server:
+            self.assertEqual(server.talk(b"x"), b"")
+            server.wait_log(r"^tcpserver: warning: dropping connection, unable to close the jail: .*$")
+            server.wait_log(r"^tcpserver: end \d+ status 28416$")
+
+
+class Traced(Server):
+    """tcpserver under strace, which ends with it."""
+
+    def __init__(self, log, what, lookups, env):
+        Daemon.__init__(self, ["strace", "-f", "-qq", "-o", log, "-e", what, harness.program("tcpserver"), "-v", "-1", lookups,
+                               "127.0.0.1", "0", "cat"], env=env)
+        self.port = int(self.wait_log(r"^(\d+)$")[1])
+
+    def stop(self, *_):
+        """strace passes no signals on."""
+        for pid in set(harness.family(self.pid)) - {self.pid}:
+            if harness.parent(pid) == self.pid:
+                os.kill(pid, signal.SIGTERM)
+        self.process.wait(harness.TIMEOUT)
+        return super().stop()
 
 
 class Starting(unittest.TestCase):

@@ -14,16 +14,18 @@
 //! On a kernel that cannot do a part of it programs run on without that part; `support` says what is
 //! missing. A jail that cannot be closed for any other reason is a temporary failure.
 //!
-//! It may be closed in a forked child, with a profile of the child's own, and more than once: the second
-//! can only be narrower than the first.
+//! It may be closed in a forked child, with a profile of the child's own (`aside` does it for a single
+//! answer), and more than once: the second can only be narrower than the first.
 #![forbid(unsafe_code)]
 
+mod aside;
 pub mod calls;
 mod files;
 mod filter;
 pub mod profile;
 pub mod programs;
 
+pub use aside::aside;
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 pub use profile::Profile;

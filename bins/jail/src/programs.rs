@@ -77,6 +77,16 @@ const SYSTEM: Lot = Lot {
 pub static TCPSERVER: Profile =
     Profile::limits("tcpserver", "root until it listens, then `-u` `-g`", "its arguments");
 
+pub static TCPSERVER_NAMES: Profile = Profile::jail("tcpserver", "as before")
+    .part("a child that asks the DNS")
+    .network(Network::Ports("TCP to the ports of the DNS servers; UDP"))
+    .calls(&[&RUN, &TALK, &INTERNET]);
+
+pub static TCPSERVER_IDENT: Profile = Profile::jail("tcpserver", "as before")
+    .part("a child that asks ident")
+    .network(Network::Local("the connection to the ident server"))
+    .calls(&[&RUN, &TALK]);
+
 pub static TCPRULES: Profile = Profile::jail("tcprules", "its caller").files(&[own(&[
     place(Given(TARGET), LIST | WRITE | TRUNCATE | CREATE | UNLINK | MOVE),
     place(Given(FILE), WRITE | TRUNCATE),
@@ -352,6 +362,8 @@ pub static SPLOGGER: Profile = Profile::jail("splogger", "qmaill")
 /// All of them, in the order of the table.
 pub static ALL: &[&Profile] = &[
     &TCPSERVER,
+    &TCPSERVER_NAMES,
+    &TCPSERVER_IDENT,
     &TCPRULES,
     &TCPRULESCHECK,
     &QMAIL_SMTPD,

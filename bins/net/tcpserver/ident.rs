@@ -1,5 +1,7 @@
-//! Asks the peer's host who owns the connection (RFC 1413). Any trouble means: unknown.
+//! Asks the peer's host who owns the connection (RFC 1413). Any trouble of the network means: unknown. The
+//! peer writes the answer, so a child in a jail reads it.
 
+use jail::{Jail, programs};
 use nix::errno::Errno;
 use nix::poll::PollFlags;
 use nix::sys::socket::sockopt::SocketError;
@@ -7,15 +9,16 @@ use nix::sys::socket::{
     AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, connect, getsockopt, socket,
 };
 use qmail::timed::{self, Deadline, Line, Reader};
+use qmail::trouble::Trouble;
 use qmail::ucspi;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
 const PORT: u16 = 113;
 
 /// `remote` may still be the IPv6 form of an IPv4 peer, and has the scope of a link-local one.
-pub fn ask(local: SocketAddr, remote: SocketAddr, timeout: Duration) -> Option<Vec<u8>> {
+pub fn ask(local: SocketAddr, remote: SocketAddr, timeout: Duration) -> Result<Option<Vec<u8>>, Trouble> {
     let deadline = Deadline::after(timeout);
     let mut server = match remote.ip().to_canonical() {
         ip if ip == remote.ip() => remote,
@@ -30,8 +33,18 @@ pub fn ask(local: SocketAddr, remote: SocketAddr, timeout: Duration) -> Option<V
         _ => local,
     };
     own.set_port(0);
-    let connection = connected(own, server, deadline).ok()?;
-    timed::write_all(&connection, &ucspi::ident_query(remote.port(), local.port()), deadline).ok()?;
+    let Ok(connection) = connected(own, server, deadline) else { return Ok(None) };
+    let query = ucspi::ident_query(remote.port(), local.port());
+    let jail = Jail::of(&programs::TCPSERVER_IDENT);
+    let id = jail::aside(jail, &[connection.as_fd()], ucspi::IDENT_REPLY_MAX, deadline, || {
+        talk(&connection, &query, deadline).unwrap_or_default()
+    })?;
+    Ok(id.filter(|id| !id.is_empty() && !id.contains(&0)))
+}
+
+/// The user id, if the server tells one.
+fn talk(connection: &OwnedFd, query: &[u8], deadline: Deadline) -> Option<Vec<u8>> {
+    timed::write_all(connection, query, deadline).ok()?;
     let mut reader = Reader::new(connection);
     reader.set_overall(deadline);
     match reader.line(b'\n', ucspi::IDENT_REPLY_MAX).ok()? {

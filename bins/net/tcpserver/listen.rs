@@ -1,5 +1,6 @@
 //! Where to listen: the socket of a supervisor, or one of our own for host and port.
 
+use crate::names;
 use crate::options::{Family, Options};
 use nix::errno::Errno;
 use nix::sys::socket::sockopt::{AcceptConn, Ipv6V6Only, ReuseAddr};
@@ -98,12 +99,11 @@ fn address(options: &Options) -> Result<IpAddr, Trouble> {
             Ipv4Addr::LOCALHOST.into()
         });
     }
-    match dns::ip(host) {
-        Ok(answer) => answer.records.into_iter().find(|ip| fits(ip, family)).ok_or_else(none),
-        Err(dns::Failure::Temporary) => Err(Trouble::temporary(
+    match names::address(host, |ip| fits(ip, family))? {
+        Ok(found) => found.ok_or_else(none),
+        Err(names::Unanswered) => Err(Trouble::temporary(
             [b"temporarily unable to figure out IP address for ", host, b": no answer from the DNS"].concat(),
         )),
-        Err(_) => Err(none()),
     }
 }
 

@@ -7,7 +7,8 @@
 //! sets       PROTO TCPLOCALIP TCPLOCALPORT TCPLOCALHOST TCPREMOTEIP TCPREMOTEPORT TCPREMOTEHOST
 //!            TCPREMOTEINFO, and what the rules say
 //! refuses    by root: rules, or without -u a program, that strangers could change
-//! jail       rlimits only: it runs its arguments
+//! jail       rlimits only: it runs its arguments. What the DNS and ident answer is read by children of their own,
+//!            which have nothing but the sockets for that
 //! exit       0 after TERM; 100 usage; 111 trouble before it listens, or the socket is lost. A child that
 //!            ends before its program: 100 denied by a rule, 111 dropped
 #![forbid(unsafe_code)]
@@ -15,6 +16,7 @@
 mod ident;
 mod listen;
 mod log;
+mod names;
 mod options;
 mod session;
 

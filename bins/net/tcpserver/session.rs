@@ -2,8 +2,8 @@
 
 use crate::ident;
 use crate::log::Log;
+use crate::names::{self, Names};
 use crate::options::Options;
-use dns::Resolver;
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use qmail::environ::Environ;
@@ -13,8 +13,7 @@ use qmail::sys::{signal, socket};
 use qmail::timed::Deadline;
 use qmail::trouble::{self, Trouble};
 use qmail::{cdb, exits, program, timed, ucspi};
-use std::cell::LazyCell;
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 
 /// For the banner. The send buffer is empty and far larger; only a strange system makes this wait.
 const BANNER_TIMEOUT: u64 = 60;
@@ -51,13 +50,12 @@ fn serve(options: &Options, log: &Log, stream: &TcpStream, remote: SocketAddr) -
     let local = stream.local_addr().map_err(|e| reason("get local address", trouble::errno(&e)))?;
     let local_ip = local.ip().to_canonical();
 
-    let resolver = LazyCell::new(Resolver::find); // reads files
-    let local_host = options.local_host.clone().or_else(|| name_of(&resolver, local_ip));
-    let remote_host = if options.remote_host { name_of(&resolver, remote.ip()) } else { None };
-    let remote_host = remote_host.filter(|name| !options.paranoid || leads_to(&resolver, name, remote.ip()));
+    let Names { local: local_host, remote: remote_host } =
+        names::find(options, local_ip, remote.ip()).map_err(|trouble| trouble.text())?;
     let remote_info = if options.remote_info {
         let local = SocketAddr::new(local_ip, local.port());
         ident::ask(local, stream.peer_addr().unwrap_or(remote), options.ident_timeout)
+            .map_err(|trouble| trouble.text())?
     } else {
         None
     };
@@ -109,16 +107,6 @@ fn serve(options: &Options, log: &Log, stream: &TcpStream, remote: SocketAddr) -
 
 fn reason(action: &str, errno: Errno) -> Vec<u8> {
     Trouble::temporary(format!("unable to {action}")).because(errno).text()
-}
-
-/// The name the DNS has for an address, in lower case. A NUL would cut it into another name.
-fn name_of(resolver: &Resolver, ip: IpAddr) -> Option<Vec<u8>> {
-    let name = resolver.ptr(ip).ok()?.records.into_iter().next()?.to_ascii_lowercase();
-    (!name.is_empty() && !name.contains(&0)).then_some(name)
-}
-
-fn leads_to(resolver: &Resolver, name: &[u8], ip: IpAddr) -> bool {
-    resolver.ip(name).is_ok_and(|answer| answer.records.contains(&ip))
 }
 
 fn rule(options: &Options, peer: &Peer) -> Result<Option<Rule>, Vec<u8>> {

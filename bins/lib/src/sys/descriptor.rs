@@ -37,8 +37,28 @@ pub fn start_writeback(fd: impl AsFd) {
 /// that will run others' programs; nothing of ours may be open yet. Kernels before Linux 5.9 cannot, and
 /// then nothing happens: what we open ourselves is close-on-exec anyway.
 pub fn close_above(last: u32) {
-    // SAFETY: at the start of a program no value owns a descriptor above the standard ones.
+    // At the start of a program no value owns a descriptor above the standard ones.
+    close_range(last.saturating_add(1), u32::MAX);
+}
+
+/// Closes every descriptor above 2 but these. For a forked child that uses no other value that owns one, and
+/// ends without dropping any. Kernels before Linux 5.9 cannot, and then nothing happens.
+pub fn close_others(keep: &[BorrowedFd<'_>]) {
+    let mut kept: Vec<u32> = keep.iter().filter_map(|fd| u32::try_from(fd.as_raw_fd()).ok()).collect();
+    kept.sort_unstable();
+    let mut first = 3;
+    for number in kept.into_iter().filter(|number| *number > 2) {
+        if number > first {
+            close_range(first, number - 1);
+        }
+        first = number + 1;
+    }
+    close_range(first, u32::MAX);
+}
+
+fn close_range(first: u32, last: u32) {
+    // SAFETY: the callers above say why nothing uses these numbers any more.
     unsafe {
-        libc::syscall(libc::SYS_close_range, last.saturating_add(1), u32::MAX, 0);
+        libc::syscall(libc::SYS_close_range, first, last, 0);
     }
 }
