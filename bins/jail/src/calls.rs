@@ -222,12 +222,10 @@ pub static UNIX: Group = Group {
 /// What addresses has this machine?
 pub static ADDRESSES: Group = Group {
     name: "addresses",
-    calls: calls![SYS_socket(Only {
-        argument: 0,
-        mask: ALL,
-        values: &[libc::AF_NETLINK as u32],
-        say: "AF_NETLINK",
-    })],
+    calls: calls![
+        SYS_socket(Only { argument: 0, mask: ALL, values: &[libc::AF_NETLINK as u32], say: "AF_NETLINK" }),
+        SYS_bind, // glibc's getifaddrs
+    ],
 };
 
 /// New connections to other machines.
