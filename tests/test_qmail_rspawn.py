@@ -1,10 +1,23 @@
 """qmail-rspawn from outside, with a program in the place of qmail-remote."""
 
+import fcntl
 import os
+import struct
+import termios
 import unittest
 
 from tests import harness, spawners
 from tests.spawners import request, reports
+
+
+def unread(fd):
+    """Bytes in a pipe."""
+    return struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, b"\0\0\0\0"))[0]
+
+
+def sleeps(pid):
+    with open(f"/proc/{pid}/stat") as f:
+        return f.read().rsplit(")", 1)[1].split()[0] == "S"
 
 
 class InAnOwnHome(unittest.TestCase):
@@ -26,6 +39,99 @@ class InAnOwnHome(unittest.TestCase):
         result = harness.run(["qmail-rspawn"], sent, {**self.fakes.env(self.home.env), **(env or {})})
         self.assertEqual((result.code, result.err, result.out[0]), (0, b"", spawners.SLOT_LIMIT))
         return reports(result.out)
+
+    TOGETHER = {"QMAILBURST": "1"}
+    # Says who it was asked for, and who else was.
+    ECHO = 'host=$1 sender=$2; shift 2; for r; do printf "r\\0"; done; printf "K$host $sender $*\\0"'
+
+    def together(self, *requests, env=None, code=None):
+        """The reports on requests of (message, sender, recipient) that come at once, with slots from 0."""
+        self.fakes.script("qmail-remote", code or self.ECHO)
+        sent = b"".join(request(slot, *r) for slot, r in enumerate(requests))
+        env = {**self.fakes.env(self.home.env), **(self.TOGETHER if env is None else env)}
+        result = harness.run(["qmail-rspawn"], sent, env)
+        self.assertEqual((result.code, result.err), (0, b""))
+        return result.out[0], reports(result.out)
+
+    def test_what_comes_together_for_one_host_shares_a_qmail_remote(self):
+        m, n = self.message, spawners.put_message(self.home, 458)
+        limit, found = self.together((m, "s@h", "a@d"), (m, "s@h", "b@D"), (m, "s@h", "c@e"), (m, "s@h", "d@d"),
+                                     (m, "t@h", "e@d"), (n, "t@h", "f@d"), (n, "t@h", "g@d"))
+        self.assertEqual(limit, 255)
+        self.assertEqual([r.decode() for _, r in sorted(found.items())], [
+            "Kd s@h a@d b@D", "Kd s@h a@d b@D", "Ke s@h c@e", "Kd s@h d@d", "Kd t@h e@d", "Kd t@h f@d g@d",
+            "Kd t@h f@d g@d"])
+
+    def test_without_the_announcement_or_with_QMAILREMOTE_each_has_its_own(self):
+        m = self.message
+        for env in ({}, {"QMAILBURST": "0"}, {"QMAILBURST": ""}, {**self.TOGETHER, "QMAILREMOTE": "qmail-remote"}):
+            with self.subTest(env):
+                limit, found = self.together((m, "s@h", "a@d"), (m, "s@h", "b@d"), env=env)
+                self.assertEqual((limit, found), (120, {0: b"Kd s@h a@d", 1: b"Kd s@h b@d"}))
+
+    def test_each_recipient_gets_its_own_verdict(self):
+        m, everybody = self.message, ["a@d", "b@d", "c@d"]
+        for said, wanted in [
+            (r"r\0hno\n\0slater\n\0Kdone\n\0", [b"Kdone\n", b"Dno\n", b"Zlater\n"]),
+            (r"r\0r\0hno\n\0Zlost it\n\0", [b"Zlost it\n", b"Zlost it\n", b"Dno\n"]),
+            (r"hno\n\0hno\n\0hno\n\0Dgiving up\n\0", [b"Dno\ngiving up\n"] * 3),
+            (r"hno\n\0Zdied\n\0", [b"Dno\n", b"Zdied\n", b"Zdied\n"]),
+            (r"Zno connection\n\0", [b"Zno connection\n"] * 3),
+            (r"Dno such host\n\0", [b"Dno such host\n"] * 3),
+            (r"r\0r\0Kdone\n\0", [b"Kdone\n", b"Kdone\n", b"Zdone\n"]),
+            (r"r\0r\0r\0Kcut o", [b"Z"] * 3),
+            ("", [b"Zqmail-remote produced no output.\n"] * 3),
+        ]:
+            with self.subTest(said):
+                found = self.together(*[(m, "s@h", r) for r in everybody], code=f"printf '{said}'")[1]
+                self.assertEqual([r for _, r in sorted(found.items())], wanted)
+        for code, wanted in (("exit 1", b"ZUnable to run qmail-remote.\n"), ("kill -9 $$", b"Zqmail-remote crashed.\n")):
+            found = self.together(*[(m, "s@h", r) for r in everybody], code=code)[1]
+            self.assertEqual(found, dict.fromkeys(range(3), wanted))
+
+    def test_a_hundred_travel_together_and_not_more(self):
+        m = self.message
+        _, found = self.together(*[(m, "s@h", f"r{i}@d") for i in range(250)])
+        sizes = [len(report.split()) - 2 for _, report in sorted(found.items())]
+        self.assertEqual(sizes, [100] * 200 + [50] * 50)
+        _, found = self.together(*[(m, "s@h", "x" * 9000 + f"{i}@d") for i in range(5)])  # bytes count, too
+        sizes = [len(report.split()) - 2 for _, report in sorted(found.items())]
+        self.assertEqual(sizes, [3, 3, 3, 2, 2])
+
+    def test_a_hundred_long_refusals_reach_their_recipients(self):
+        m = self.message
+        _, found = self.together(*[(m, "s@h", f"r{i}@d") for i in range(100)], code=(
+            'shift 2; for r; do printf "h$r "; head -c 5000 /dev/zero | tr "\\0" x; printf "\\0"; done; printf "Dgiving up\\0"'))
+        self.assertEqual(found, {i: b"Dr%d@d " % i + b"x" * 5000 + b"giving up" for i in range(100)})
+
+    def test_a_wrong_request_among_them_stands_alone(self):
+        m = self.message
+        sent = [request(1, m, "s@h", "a@d"), request(1, m, "s@h", "b@d"), request(255, m, "s@h", "c@d"),
+                request(2, m, "s@h", "no-host"), request(3, m, "s@h", "d@d"), request(4, "1/999999", "s@h", "e@d"),
+                request(5, "1/999999", "s@h", "f@d")]
+        self.fakes.script("qmail-remote", self.ECHO)
+        result = harness.run(["qmail-rspawn"], b"".join(sent), {**self.fakes.env(self.home.env), **self.TOGETHER})
+        said = sorted(result.out[1:-1].split(b"\0"))
+        self.assertEqual(said, sorted([
+            b"\x01ZInternal error: delnum in use. (#4.3.5)\n", b"\x01Kd s@h a@d d@d",
+            b"\xffZInternal error: delnum too big. (#4.3.5)\n", b"\x02DSorry, address must include host name. (#5.1.3)\n",
+            b"\x03Kd s@h a@d d@d", b"\x04Zqmail-spawn unable to open message. (#4.3.0)\n",
+            b"\x05Zqmail-spawn unable to open message. (#4.3.0)\n"]))
+
+    def test_half_a_request_is_waited_for(self):
+        self.fakes.script("qmail-remote", self.ECHO)
+        line = harness.Line.start(["qmail-rspawn"], {**self.fakes.env(self.home.env), **self.TOGETHER})
+        with line:
+            whole = b"".join(request(i, self.message, "s@h", f"r{i}@d") for i in range(3))
+            self.assertEqual(line.reader.read(1), b"\xff")
+            line.send(whole[:-3])
+            # It has read that: the pipe is empty, and nobody was started.
+            fd = line.process.stdin.fileno()
+            harness.wait_for(lambda: not unread(fd), "it to read")
+            harness.wait_for(lambda: sleeps(line.process.pid), "it to wait")
+            self.assertEqual(spawners.children_of(line.process.pid), [])
+            line.send(whole[-3:])
+            self.assertEqual(reports(b"\xff" + line.finish().out), dict.fromkeys(range(3), b"Kd s@h r0@d r1@d r2@d"))
 
     def one(self, script):
         self.fakes.script("qmail-remote", script)

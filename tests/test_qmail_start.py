@@ -18,7 +18,7 @@ for name in os.listdir("/proc/self/fd"):
     except FileNotFoundError:
         pass
 name = os.path.basename(sys.argv[0])
-found = dict(argv=sys.argv[1:], uid=os.getuid(), gid=os.getgid(), groups=os.getgroups(), pid=os.getpid(),
+found = dict(burst=os.environ.get("QMAILBURST"), argv=sys.argv[1:], uid=os.getuid(), gid=os.getgid(), groups=os.getgroups(), pid=os.getpid(),
              fds=fds, cwd=os.getcwd(), umask=os.umask(0))
 path = os.path.join("{out}", "met-" + name)
 with open(path + ".tmp", "w") as f:
@@ -115,6 +115,15 @@ class Started(unittest.TestCase):
 
 
 class InAnOwnHome(Started):
+    def test_the_two_that_must_agree_are_told_that_recipients_may_travel_together(self):
+        self.start("./Maildir/", env={**self.env, "QMAILBURST": "7"})
+        self.assertEqual({name: self.met(name)["burst"] for name in DAEMONS},
+                         {"qmail-send": "1", "qmail-rspawn": "1", "qmail-lspawn": None, "qmail-clean": None})
+
+    def test_nobody_is_told_where_another_program_stands_for_qmail_remote(self):
+        self.start("./Maildir/", env={**self.env, "QMAILBURST": "1", "QMAILREMOTE": "mine"})
+        self.assertEqual({self.met(name)["burst"] for name in DAEMONS}, {None})
+
     def test_six_pipes_join_the_daemons(self):
         self.start("./Maildir/")
         send, lspawn, rspawn, clean = [self.met(name) for name in DAEMONS]

@@ -20,7 +20,7 @@ use qmail::cdb;
 use qmail::home::{Account, Home};
 use qmail::program::{self, Args};
 use qmail::spawn::report::{self, local as code};
-use qmail::spawn::{Delivery, Request, serve};
+use qmail::spawn::{self, Delivery, Request, serve};
 use qmail::sys::process::{Command, End, become_user, wait};
 use qmail::trouble::Trouble;
 use qmail::{exits, fd};
@@ -70,7 +70,11 @@ impl Delivery for Local {
         self.owner.uid
     }
 
-    fn keep(&self) -> usize {
+    fn limit(&self) -> u8 {
+        spawn::LIMIT
+    }
+
+    fn keep(&self, _count: usize) -> usize {
         report::LOCAL_KEEP
     }
 

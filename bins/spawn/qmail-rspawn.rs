@@ -7,6 +7,8 @@
 //! jail       reads queue/mess and what qmail-remote reads, writes queue/lock/tcpto (emptied at start), executes
 //!            the home's programs only. With another program than ours for qmail-remote rlimits only
 //! env        QMAILREMOTE  a program to run instead of qmail-remote, found through PATH
+//!            QMAILBURST   1: requests that come together for one message, sender and host share a
+//!                         qmail-remote (not with QMAILREMOTE)
 #![forbid(unsafe_code)]
 
 use jail::{Jail, programs};
@@ -14,7 +16,7 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::Uid;
 use qmail::home::Home;
 use qmail::program::{self, Args};
-use qmail::spawn::{Delivery, Request, report, serve};
+use qmail::spawn::{self, Delivery, Request, report, serve};
 use qmail::sys::process::{Command, End};
 use qmail::trouble::Trouble;
 use qmail::{environ, exits, fd};
@@ -35,9 +37,9 @@ fn rspawn(args: Args) -> Result<(), Trouble> {
     nix::unistd::chdir(fd::path(&mess)).map_err(|e| Trouble::unable("switch to", &mess, e))?;
     umask(Mode::from_bits_truncate(0o077));
     forget_timeouts(&home);
-    let replacement = environ::get("QMAILREMOTE");
+    let replacement = environ::get(spawn::REPLACEMENT);
     close_jail(&home, replacement.is_some())?;
-    serve(&Remote { owner: qmailq.uid, replacement, home })
+    serve(&Remote { owner: qmailq.uid, replacement, together: spawn::is_together_announced(), home })
 }
 
 /// Some systems have a link here to where the network's manager writes it.
@@ -76,6 +78,8 @@ struct Remote {
     home: Home,
     owner: Uid,
     replacement: Option<Vec<u8>>,
+    /// Recipients at one host may travel together.
+    together: bool,
 }
 
 impl Delivery for Remote {
@@ -83,8 +87,16 @@ impl Delivery for Remote {
         self.owner
     }
 
-    fn keep(&self) -> usize {
-        report::REMOTE_KEEP
+    fn limit(&self) -> u8 {
+        if self.together { spawn::LIMIT_TOGETHER } else { spawn::LIMIT }
+    }
+
+    fn together(&self) -> bool {
+        self.together
+    }
+
+    fn keep(&self, count: usize) -> usize {
+        report::remote_keep(count)
     }
 
     fn reports(&self, end: End, output: &[u8], count: usize) -> Vec<Vec<u8>> {

@@ -5,6 +5,7 @@
 //! fd 1       the log, or the logger's fd 1
 //! fd 2       troubles before everything runs; no daemon gets it
 //! jail       rlimits only: it runs the logger and what may not be in its jail
+//! env        tells qmail-rspawn and qmail-send QMAILBURST=1, nobody else, unless QMAILREMOTE is set
 //! exit       becomes qmail-send; 111 when something is missing, or a stranger could spoil it: nothing is
 //!            started then
 //!
@@ -25,12 +26,13 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::stat::{Mode, SFlag, stat, umask};
 use nix::unistd::{AccessFlags, access};
-use qmail::environ;
+use qmail::environ::{self, Environ};
 use qmail::exits;
 use qmail::fd::{self, Standard};
 use qmail::home::Home;
 use qmail::program::{self, Args};
 use qmail::setup;
+use qmail::spawn;
 use qmail::sys::descriptor::close_above;
 use qmail::sys::process::Command;
 use qmail::trouble::{Trouble, wording};
@@ -89,16 +91,18 @@ fn start(args: Args) -> Result<(), Trouble> {
     let (to_lspawn, from_lspawn) = (Pipe::new()?, Pipe::new()?);
     let (to_rspawn, from_rspawn) = (Pipe::new()?, Pipe::new()?);
     let (to_clean, from_clean) = (Pipe::new()?, Pipe::new()?);
-    let daemon = |path: &[u8], argv: &[&[u8]], user: users::User, input: &Pipe, output: &Pipe| {
+    let environ = Environments::new();
+    let daemon = |path: &[u8], argv: &[&[u8]], user: users::User, environ, input: &Pipe, output: &Pipe| {
         let command = Command::new(path, argv).descriptor(&input.read, 0).descriptor(&output.write, 1);
-        launch(path, user.runs(command))
+        launch(path, user.runs(command.environ(environ)))
     };
-    daemon(&lspawn, &[b"qmail-lspawn", default], users.lspawn()?, &to_lspawn, &from_lspawn)?;
-    daemon(&rspawn, &[b"qmail-rspawn"], users.rspawn()?, &to_rspawn, &from_rspawn)?;
-    daemon(&clean, &[b"qmail-clean"], users.queue()?, &to_clean, &from_clean)?;
+    let Environments { plain, together } = &environ;
+    daemon(&lspawn, &[b"qmail-lspawn", default], users.lspawn()?, plain, &to_lspawn, &from_lspawn)?;
+    daemon(&rspawn, &[b"qmail-rspawn"], users.rspawn()?, together, &to_rspawn, &from_rspawn)?;
+    daemon(&clean, &[b"qmail-clean"], users.queue()?, plain, &to_clean, &from_clean)?;
 
     let spare = fcntl(fd::ERR, FcntlArg::F_DUPFD_CLOEXEC(SPARE));
-    let mut command = users.send()?.runs(Command::new(&send, &["qmail-send"]));
+    let mut command = users.send()?.runs(Command::new(&send, &["qmail-send"]).environ(together));
     command = match &log {
         Some(log) => command.descriptor(log, 0),
         None => command.descriptor(&fd::OUT, 0),
@@ -125,6 +129,25 @@ fn wants_keeper() -> Result<bool, Trouble> {
         None | Some(b"yes") => Ok(true),
         Some(b"no") => Ok(false),
         Some(_) => Err(Trouble::temporary("QMAILKEEPER must be yes or no")),
+    }
+}
+
+/// What daemons inherit.
+struct Environments {
+    plain: Environ,
+    /// For the two that must know of each other that recipients may travel together.
+    together: Environ,
+}
+
+impl Environments {
+    fn new() -> Environments {
+        let mut plain = Environ::inherited();
+        plain.unset(spawn::TOGETHER); // whoever set it does not know which programs these are
+        let mut together = plain.clone();
+        if plain.get(spawn::REPLACEMENT.as_bytes()).is_none() {
+            together.set(spawn::TOGETHER, "1");
+        }
+        Environments { plain, together }
     }
 }
 

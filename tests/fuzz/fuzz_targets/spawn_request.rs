@@ -11,6 +11,13 @@ fuzz_target!(|bytes: &[u8]| {
     let mut parser = request::Parser::default();
     let pieces: Vec<_> = bytes.iter().flat_map(|b| parser.feed(&[*b])).collect();
     assert_eq!(whole, pieces);
+    for (request, next) in whole.iter().zip(whole.iter().skip(1)) {
+        // Who travels together has one host.
+        if next.is_mate_of(request) {
+            assert!(request.is_mate_of(next) && request.path == next.path && request.sender == next.sender);
+            assert!(next.local_and_domain().1.eq_ignore_ascii_case(request.local_and_domain().1));
+        }
+    }
     for request in &whole {
         let _ = request.check(LIMIT, |slot| slot == 7);
         let (local, domain) = request.local_and_domain();
@@ -27,6 +34,11 @@ fuzz_target!(|bytes: &[u8]| {
             let remote = report::of_remote(End::Exit(code), bytes, count);
             assert_eq!(remote.len(), count);
             assert!(remote.iter().all(|r| matches!(r.first(), Some(b'K' | b'Z' | b'D'))));
+            // Of several nobody succeeds without a whole report of its own that says so, and one on the message.
+            for (at, report) in remote.iter().enumerate().filter(|(_, r)| count > 1 && r.starts_with(b"K")) {
+                let said: Vec<_> = bytes.split(|b| *b == 0).collect();
+                assert!(said[at].starts_with(b"r") && said[at..].iter().any(|r| r.starts_with(b"K")), "{report:?}");
+            }
         }
     }
 });

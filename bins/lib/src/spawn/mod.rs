@@ -11,5 +11,29 @@ mod serve;
 pub use request::Request;
 pub use serve::{Delivery, serve};
 
+use crate::environ;
+
 /// The concurrency limit a spawner announces as its first byte: slots are 0 to 119.
 pub const LIMIT: u8 = 120;
+
+/// Where recipients of one message at one host travel together: every slot that the first byte can
+/// announce, since a slot is no process then. By this value qmail-send knows that its spawner does it.
+pub const LIMIT_TOGETHER: u8 = 255;
+
+/// Recipients that travel together: what every server takes (rfc5321:4.5.3.1.8).
+pub const TOGETHER_MAX: usize = 100;
+
+/// Bytes of their addresses: far below what the system allows for the arguments of a program.
+pub const TOGETHER_BYTES: usize = 32 * 1024;
+
+/// With the value 1 qmail-start announces to qmail-send and qmail-rspawn that the other one, too, knows of
+/// recipients that travel together.
+pub const TOGETHER: &str = "QMAILBURST";
+
+/// A program in the place of qmail-remote: who wrote it counted on one recipient.
+pub const REPLACEMENT: &str = "QMAILREMOTE";
+
+/// Whether recipients may travel together, as far as the environment says.
+pub fn is_together_announced() -> bool {
+    environ::get(TOGETHER).as_deref() == Some(b"1") && environ::get(REPLACEMENT).is_none()
+}

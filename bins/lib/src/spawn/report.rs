@@ -12,9 +12,17 @@ const TOO_LONG: &[u8] = b"\nError report too long, sorry.\n";
 
 /// Bytes of qmail-local's output worth keeping: one more shows that it was too long.
 pub const LOCAL_KEEP: usize = LOCAL_MAX + 1;
-/// Bytes of qmail-remote's output worth keeping: qmail-send drops what is beyond 10,000 in a report, and
-/// the verdict stands behind at most 100 short recipient reports and one server's words.
-pub const REMOTE_KEEP: usize = 64 * 1024;
+/// Bytes of qmail-remote's output worth keeping for one recipient: qmail-send drops what is beyond
+/// 10,000 in a report, and the verdict stands behind the recipient's report and one server's words.
+const REMOTE_KEEP: usize = 64 * 1024;
+/// And for each further one: qmail-remote passes on at most 5000 bytes of what a server said to it.
+const REMOTE_KEEP_EACH: usize = 6000;
+
+/// Bytes of qmail-remote's output worth keeping. Where more is said its end is lost, and with it the
+/// verdict: that is temporary.
+pub fn remote_keep(recipients: usize) -> usize {
+    REMOTE_KEEP + REMOTE_KEEP_EACH * recipients.saturating_sub(1)
+}
 
 /// Exit codes of qmail-lspawn's child before it becomes qmail-local, and of qmail-getpw.
 pub mod local {
@@ -79,40 +87,87 @@ pub fn of_remote(end: End, output: &[u8], recipients: usize) -> Vec<Vec<u8>> {
         End::Crash(_) => b"Zqmail-remote crashed.\n",
         End::Exit(0) if output.is_empty() => b"Zqmail-remote produced no output.\n",
         End::Exit(0) => {
-            return (0..recipients.max(1)).map(|at| of_recipient(output, at, recipients)).collect();
+            let said = Said::of(output);
+            return match recipients {
+                0 | 1 => vec![said.to_only_one()],
+                several => (0..several).map(|at| said.to_one_of_several(at)).collect(),
+            };
         }
         End::Exit(_) => b"ZUnable to run qmail-remote.\n",
     };
     vec![fixed.to_vec(); recipients.max(1)]
 }
 
-/// What became of the `at`th of the recipients.
-fn of_recipient(output: &[u8], at: usize, recipients: usize) -> Vec<u8> {
-    // Only a report with its NUL is whole: what a dying program left unfinished says nothing.
-    let reports: Vec<&[u8]> =
-        output.split_inclusive(|b| *b == 0).filter_map(|r| r.strip_suffix(b"\0")).collect();
-    let letter_of = |report: &[u8]| report.first().copied();
-    let verdict = |report: &&[u8]| letter_of(report).filter(|l| b"KZD".contains(l));
-    let message = reports.iter().position(|r| verdict(r).is_some());
-    let result = message.and_then(|at| reports.get(at)).and_then(verdict).unwrap_or(b'Z');
+/// The reports of qmail-remote.
+struct Said<'a> {
+    reports: Vec<&'a [u8]>,
+    /// Which of them is the report on the message.
+    message: Option<usize>,
+}
 
-    // Several recipients: report number `at` is this one's, unless the message report comes before it.
-    let own = if recipients > 1 { message.map_or(at, |m| at.min(m)) } else { 0 };
-    let mine = reports.get(own).copied().unwrap_or_default();
-    let last = match letter_of(mine) {
-        Some(b's') => b'Z',
-        Some(b'h') => b'D',
-        _ => result,
-    };
-    let mut report = vec![last];
+impl<'a> Said<'a> {
+    fn of(output: &'a [u8]) -> Said<'a> {
+        // Only a report with its NUL is whole: what a dying program left unfinished says nothing.
+        let reports: Vec<&[u8]> =
+            output.split_inclusive(|b| *b == 0).filter_map(|r| r.strip_suffix(b"\0")).collect();
+        let message = reports.iter().position(|report| verdict(report).is_some());
+        Said { reports, message }
+    }
+
+    fn report(&self, at: usize) -> &'a [u8] {
+        self.reports.get(at).copied().unwrap_or_default()
+    }
+
+    /// The letter of the message report; without one, another try.
+    fn result(&self) -> u8 {
+        self.message.and_then(|at| verdict(self.report(at))).unwrap_or(b'Z')
+    }
+
+    fn to_only_one(&self) -> Vec<u8> {
+        let result = self.result();
+        let last = refusal(self.report(0)).unwrap_or(result);
+        let more = Some(self.report(1)).filter(|report| verdict(report).is_some());
+        compose(last, self.report(0), result, more)
+    }
+
+    /// Report number `at` is this recipient's. Whoever has none because the message report came first shares
+    /// that one's failure; success needs a word of its own.
+    fn to_one_of_several(&self, at: usize) -> Vec<u8> {
+        let result = self.result();
+        let Some(message) = self.message.filter(|message| *message <= at) else {
+            let mine = self.report(at);
+            return match (refusal(mine), mine.first()) {
+                (Some(last), _) => compose(last, mine, result, self.message.map(|at| self.report(at))),
+                (None, Some(b'r')) => compose(result, mine, result, self.message.map(|at| self.report(at))),
+                (None, _) => vec![b'Z'],
+            };
+        };
+        compose(if result == b'K' { b'Z' } else { result }, self.report(message), result, None)
+    }
+}
+
+/// The letter, the text of a report, and that of the message's unless that is better news.
+fn compose(letter: u8, mine: &[u8], result: u8, message: Option<&[u8]>) -> Vec<u8> {
+    let mut report = vec![letter];
     report.extend_from_slice(mine.get(1..).unwrap_or_default());
-    let next = if recipients > 1 { message.filter(|m| *m != own) } else { Some(own + 1) };
-    if rank(result) <= rank(last)
-        && let Some(more) = next.and_then(|n| reports.get(n)).filter(|r| verdict(r).is_some())
-    {
+    if let Some(more) = message.filter(|_| rank(result) <= rank(letter)) {
         report.extend_from_slice(more.get(1..).unwrap_or_default());
     }
     report
+}
+
+/// The letter of a report on the message.
+fn verdict(report: &[u8]) -> Option<u8> {
+    report.first().copied().filter(|letter| b"KZD".contains(letter))
+}
+
+/// What a recipient report makes of the delivery whatever happens to the message.
+fn refusal(report: &[u8]) -> Option<u8> {
+    match report.first() {
+        Some(b's') => Some(b'Z'),
+        Some(b'h') => Some(b'D'),
+        _ => None,
+    }
 }
 
 /// How good a letter is.
@@ -205,12 +260,51 @@ mod tests {
         assert_eq!(of_remote(End::Exit(0), b"", 1), [b"Zqmail-remote produced no output.\n".to_vec()]);
     }
 
+    fn together(output: &[u8], recipients: usize) -> Vec<Vec<u8>> {
+        of_remote(End::Exit(0), output, recipients)
+    }
+
     #[test]
     fn recipients_that_travel_together_each_get_their_own_verdict() {
-        let output = b"r\0hno\n\0slater\n\0Kdone\n\0";
-        let found = of_remote(End::Exit(0), output, 3);
-        assert_eq!(found, [b"Kdone\n".to_vec(), b"Dno\n".to_vec(), b"Zlater\n".to_vec()]);
-        let early = of_remote(End::Exit(0), b"Zno connection\n\0", 2);
-        assert_eq!(early, vec![b"Zno connection\n".to_vec(); 2]);
+        assert_eq!(
+            together(b"r\0hno\n\0slater\n\0Kdone\n\0", 3),
+            [b"Kdone\n".to_vec(), b"Dno\n".to_vec(), b"Zlater\n".to_vec()]
+        );
+        assert_eq!(
+            together(b"hno\n\0hnever\n\0Dgiving up\n\0", 2),
+            [b"Dno\ngiving up\n".to_vec(), b"Dnever\ngiving up\n".to_vec()]
+        );
+        assert_eq!(together(b"r\0hno\n\0Zlost\n\0", 2), [b"Zlost\n".to_vec(), b"Dno\n".to_vec()]);
+        assert_eq!(
+            together(b"r\0slater\n\0Dfailed\n\0", 2),
+            [b"Dfailed\n".to_vec(), b"Zlater\nfailed\n".to_vec()]
+        );
+    }
+
+    #[test]
+    fn what_ends_early_ends_for_everybody_who_was_not_refused() {
+        for letter in [b'Z', b'D'] {
+            let report = [&[letter], b"no connection\n".as_slice()].concat();
+            assert_eq!(together(&[&report, b"\0".as_slice()].concat(), 2), vec![report; 2]);
+        }
+        assert_eq!(
+            together(b"hno\n\0Zconnection died\n\0", 3),
+            [b"Dno\n".to_vec(), b"Zconnection died\n".to_vec(), b"Zconnection died\n".to_vec()]
+        );
+    }
+
+    #[test]
+    fn nobody_of_several_is_done_without_a_word_of_its_own() {
+        assert_eq!(together(b"r\0Kdone\n\0", 2), [b"Kdone\n".to_vec(), b"Zdone\n".to_vec()]);
+        assert_eq!(together(b"Kdone\n\0", 2), vec![b"Zdone\n".to_vec(); 2]);
+        assert_eq!(together(b"r\0xwhat\0Kdone\n\0", 2), [b"Kdone\n".to_vec(), b"Z".to_vec()]);
+        assert_eq!(together(b"r\0r\0Kdon", 2), vec![b"Z".to_vec(); 2]);
+        assert_eq!(together(b"r\0hno\n\0r\0", 3), [b"Z".to_vec(), b"Dno\n".to_vec(), b"Z".to_vec()]);
+    }
+
+    #[test]
+    fn what_many_servers_words_take_is_kept() {
+        assert_eq!(remote_keep(1), 65_536);
+        assert!(remote_keep(100) > 100 * (5000 + 100) + 5100);
     }
 }

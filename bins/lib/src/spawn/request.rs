@@ -38,6 +38,13 @@ impl Request {
         (local, rest.get(1..).unwrap_or_default())
     }
 
+    /// Whether the recipients of both may be given to one delivery: same message, sender and host.
+    pub fn is_mate_of(&self, other: &Request) -> bool {
+        self.path == other.path
+            && self.sender == other.sender
+            && self.local_and_domain().1.eq_ignore_ascii_case(other.local_and_domain().1)
+    }
+
     /// The checks that need nothing but the request, in the order of the specification. `busy` tells
     /// whether a slot has a delivery already. The error is the report, letter and text.
     pub fn check(&self, limit: u8, busy: impl Fn(u8) -> bool) -> Result<(), &'static [u8]> {
@@ -96,6 +103,11 @@ impl Parser {
         }
     }
 
+    /// Whether the beginning of a request has come and its end has not.
+    pub fn is_within(&self) -> bool {
+        self.slot.is_some()
+    }
+
     fn keep(&mut self, bytes: &[u8]) {
         let room = FIELD_MAX - self.current.len();
         if bytes.len() > room {
@@ -145,6 +157,26 @@ mod tests {
         let mut parser = Parser::default();
         let found: Vec<Request> = bytes.iter().flat_map(|b| parser.feed(&[*b])).collect();
         assert_eq!(found, [request(0, b"1/2", b"a@b", b"c@d"), request(7, b"3/4", b"", b"e@f")]);
+    }
+
+    #[test]
+    fn a_parser_knows_whether_it_stands_between_requests() {
+        let mut parser = Parser::default();
+        for byte in request(0, b"1/2", b"a@b", b"c@d").encode() {
+            parser.feed(&[byte]);
+        }
+        assert!(!parser.is_within());
+        parser.feed(b"\0");
+        assert!(parser.is_within());
+    }
+
+    #[test]
+    fn mates_share_message_sender_and_host() {
+        let one = request(1, b"1/2", b"a@b", b"c@d.example");
+        assert!(one.is_mate_of(&request(2, b"1/2", b"a@b", b"e@D.Example")));
+        assert!(!one.is_mate_of(&request(2, b"1/3", b"a@b", b"e@d.example")));
+        assert!(!one.is_mate_of(&request(2, b"1/2", b"A@b", b"e@d.example")));
+        assert!(!one.is_mate_of(&request(2, b"1/2", b"a@b", b"e@f.example")));
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! serve - the loop of both spawners
 //!
 //! Watches the requests, the output of every delivery, and the reports' reader; forks a child a
-//! delivery. A delivery ends when its child has exited and nobody holds its output pipe any more.
+//! delivery, or one for recipients that may travel together and were asked for together. A delivery ends
+//! when its child has exited and nobody holds its output pipe any more.
 #![forbid(unsafe_code)]
 
 use super::request::{Parser, Request};
-use super::{LIMIT, report};
+use super::{TOGETHER_BYTES, TOGETHER_MAX, report};
 use crate::fd;
 use crate::sys::process::{self, End, fork_child};
 use crate::sys::signal;
@@ -20,15 +21,23 @@ use std::os::fd::{AsFd, OwnedFd};
 /// Reports that wait for a slow reader: beyond this no new requests are read. What runs may still add
 /// one report a slot.
 const WAITING_MAX: usize = 256 * 1024;
-/// One read of requests: some twenty of them.
+/// One read of a child's output.
 const READ_SIZE: usize = 4096;
+/// One read of requests: all that a pipe holds, so that what was written together is read together.
+const REQUESTS_SIZE: usize = 64 * 1024;
 
 /// What makes a spawner local or remote.
 pub trait Delivery {
     /// Who must own a message file.
     fn owner(&self) -> Uid;
-    /// Bytes of a child's output that matter; the rest is read and dropped.
-    fn keep(&self) -> usize;
+    /// How many deliveries may be asked for at once: the first byte.
+    fn limit(&self) -> u8;
+    /// Whether recipients of one message at one host may be given to one child.
+    fn together(&self) -> bool {
+        false
+    }
+    /// Bytes of the output of a child with `count` requests that matter; the rest is read and dropped.
+    fn keep(&self, count: usize) -> usize;
     /// The work of the child, which becomes the delivery program; gives an exit code if it cannot.
     /// `output` is the pipe to be its fd 1 and 2, `message` its fd 0.
     fn run(&self, requests: &[Request], message: OwnedFd, output: OwnedFd) -> i32;
@@ -36,8 +45,7 @@ pub trait Delivery {
     fn reports(&self, end: End, output: &[u8], count: usize) -> Vec<Vec<u8>>;
 }
 
-/// A child at work. `requests` is where recipients of one message and host will travel together; today
-/// each request is a job of its own.
+/// A child at work, for one request or several that travel together.
 struct Job {
     requests: Vec<Request>,
     pid: Pid,
@@ -50,7 +58,7 @@ struct Job {
 impl Job {
     /// Names the job: its process id may be used again while a grandchild still holds the pipe.
     fn slot(&self) -> u8 {
-        self.requests.first().map_or(LIMIT, |r| r.slot)
+        self.requests.first().map_or(u8::MAX, |r| r.slot)
     }
 }
 
@@ -66,6 +74,8 @@ enum Source {
 struct Spawner<'a, D> {
     delivery: &'a D,
     parser: Parser,
+    /// Requests not begun: those that are still coming may belong to them.
+    arrived: Vec<Request>,
     jobs: Vec<Job>,
     /// Reports not yet written.
     waiting: Vec<u8>,
@@ -82,8 +92,9 @@ pub fn serve(delivery: &impl Delivery) -> Result<(), Trouble> {
     let mut spawner = Spawner {
         delivery,
         parser: Parser::default(),
+        arrived: Vec::new(),
         jobs: Vec::new(),
-        waiting: vec![LIMIT],
+        waiting: vec![delivery.limit()],
         more_requests: true,
         deaf: false,
     };
@@ -144,8 +155,8 @@ impl<D: Delivery> Spawner<'_, D> {
 
     /// Reads what a child said.
     fn collect(&mut self, slot: u8) {
-        let keep = self.delivery.keep();
         let Some(job) = self.jobs.iter_mut().find(|j| j.slot() == slot) else { return };
+        let keep = self.delivery.keep(job.requests.len());
         let Some(pipe) = &job.pipe else { return };
         let mut chunk = [0u8; READ_SIZE];
         match fd::read(pipe, &mut chunk) {
@@ -209,31 +220,55 @@ impl<D: Delivery> Spawner<'_, D> {
     }
 
     fn take_requests(&mut self) {
-        let mut chunk = [0u8; READ_SIZE];
+        let mut chunk = vec![0u8; REQUESTS_SIZE];
         match nix::unistd::read(fd::IN, &mut chunk) {
-            Err(Errno::EINTR | Errno::EAGAIN) => {}
+            Err(Errno::EINTR | Errno::EAGAIN) => return,
             Ok(0) | Err(_) => self.more_requests = false,
-            Ok(n) => {
-                for request in self.parser.feed(chunk.get(..n).unwrap_or_default()) {
-                    if self.deaf {
-                        continue;
-                    }
-                    let slot = request.slot;
-                    if let Err(refusal) = self.start(request) {
-                        self.report(slot, refusal);
-                    }
-                }
+            Ok(n) => self.arrived.extend(self.parser.feed(chunk.get(..n).unwrap_or_default())),
+        }
+        // Half a request: its writer is at work, and what comes may travel with what is here.
+        let more = self.parser.is_within() && self.more_requests;
+        if more && self.delivery.together() && self.arrived.len() < usize::from(self.delivery.limit()) {
+            return;
+        }
+        self.start_arrived();
+    }
+
+    /// Starts a child for each request, or for each row of requests that may travel together.
+    fn start_arrived(&mut self) {
+        let mut row: Vec<Request> = Vec::new();
+        for request in std::mem::take(&mut self.arrived) {
+            if self.deaf {
+                return;
+            }
+            let busy = |slot| self.jobs.iter().flat_map(|j| &j.requests).chain(&row).any(|r| r.slot == slot);
+            if let Err(refusal) = request.check(self.delivery.limit(), busy) {
+                self.report(request.slot, refusal);
+                continue;
+            }
+            if !(self.delivery.together() && joins(&row, &request)) {
+                self.start_row(std::mem::take(&mut row));
+            }
+            row.push(request);
+        }
+        self.start_row(row);
+    }
+
+    fn start_row(&mut self, row: Vec<Request>) {
+        let slots: Vec<u8> = row.iter().map(|request| request.slot).collect();
+        if let Err(refusal) = self.start(row) {
+            for slot in slots {
+                self.report(slot, refusal);
             }
         }
     }
 
-    /// Checks a request and starts its delivery.
-    fn start(&mut self, request: Request) -> Result<(), &'static [u8]> {
-        request.check(LIMIT, |slot| self.jobs.iter().any(|j| j.requests.iter().any(|r| r.slot == slot)))?;
-        let message = self.open(&request.path)?;
+    /// Starts one child for requests of one message.
+    fn start(&mut self, requests: Vec<Request>) -> Result<(), &'static [u8]> {
+        let Some(first) = requests.first() else { return Ok(()) };
+        let message = self.open(&first.path)?;
         let (read, write) =
             fd::pipe().map_err(|_| b"Zqmail-spawn unable to create pipe. (#4.3.0)\n".as_slice())?;
-        let requests = vec![request];
         let delivery = self.delivery;
         let pid = fork_child(|| delivery.run(&requests, message, write))
             .map_err(|_| b"Zqmail-spawn unable to fork. (#4.3.0)\n".as_slice())?;
@@ -257,4 +292,12 @@ impl<D: Delivery> Spawner<'_, D> {
         fd::set_nonblocking(&file, false).map_err(|_| unable)?;
         Ok(file)
     }
+}
+
+/// Whether a request may travel with those of this row.
+fn joins(row: &[Request], request: &Request) -> bool {
+    let bytes: usize = row.iter().map(|r| r.recipient.len()).sum();
+    row.first().is_some_and(|first| request.is_mate_of(first))
+        && row.len() < TOGETHER_MAX
+        && bytes + request.recipient.len() <= TOGETHER_BYTES
 }
