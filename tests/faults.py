@@ -102,6 +102,12 @@ def message(name, size=300):
     return f"Subject: {name}\n\n".encode() + body
 
 
+def crowd(home):
+    """Recipients who want nothing: with them a message goes the long way through the queue."""
+    home.dotqmail(".qmail-nobody-default", "# thrown away\n")
+    return [f"joe-nobody-{n}@{home.me}" for n in range(8)]
+
+
 def copies(texts, name):
     """Those that are this message. What is not whole is an error."""
     found = [t for t in texts if f"Subject: {name}\n".encode() in t]

@@ -330,6 +330,50 @@ class Sender:
         return text.replace(str(number), "N") if number else text
 
 
+class Traced:
+    """A Sender under strace: the order of the calls that a power cut makes matter."""
+
+    def __init__(self, case, queue, **more):
+        if not shutil.which("strace"):
+            case.skipTest("strace is not installed")
+        if os.geteuid() != 0:
+            case.skipTest("only root may look into a process that made itself undumpable")
+        self.case = case
+        self.file = os.path.join(queue.base, "trace")
+        open(self.file, "w").close()
+        os.chmod(self.file, 0o666)
+        calls = "trace=open,openat,close,fsync,unlink,unlinkat,write,pwrite64"
+        self.sender = Sender(queue, under=["strace", "-D", "-o", self.file, "-e", calls], **more)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.sender.__exit__()
+
+    def calls(self, number):
+        """The calls about this message, as "sync NAME", "unlink NAME", "mark NAME", "ask REQUEST"; N for its
+        number and S for its directory."""
+        names, found = {}, []
+        with open(self.file) as lines:
+            for line in lines:
+                if m := re.match(r'open(?:at)?\((?:AT_FDCWD, )?"([^"]*)".* = (\d+)$', line):
+                    names[m[2]] = m[1]
+                elif m := re.match(r'fsync\((\d+)\)\s+= 0', line):
+                    found.append(f"sync {names[m[1]]}")
+                elif m := re.match(r'unlink(?:at)?\((?:AT_FDCWD, )?"([^"]*)".*= 0$', line):
+                    found.append(f"unlink {m[1]}")
+                elif m := re.match(r'pwrite64\((\d+), "D", 1', line):
+                    found.append(f"mark {names[m[1]]}")
+                elif m := re.match(r'write\(5, "([^"\\]*)', line):
+                    found.append(f"ask {m[1]}")
+        if not found:
+            self.case.skipTest("strace may not trace here")
+        at = str(number % SPLIT)
+        return [call.replace(f"/{at}/{number}", "/S/N").replace(str(number), "N").removesuffix("/" + at) +
+                ("/S" if call.endswith("/" + at) else "") for call in found]
+
+
 def idle(sender):
     """Waits until qmail-send sleeps in poll with nothing to do."""
     def sleeping():

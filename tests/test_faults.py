@@ -17,7 +17,7 @@ import unittest
 from itertools import product
 
 from tests import harness
-from tests.faults import (AS, copies, left, message, missing, mode, nudge, parts, replaced, start, started_without, wait_arrival,
+from tests.faults import (AS, copies, crowd, left, message, missing, mode, nudge, parts, replaced, start, started_without, wait_arrival,
                           wait_line)
 from tests.harness import Daemon, Home, Line, dialogue, free_port, wait_for
 
@@ -213,7 +213,7 @@ class Queue(Case):
         for name, line in said.items():
             with self.subTest(name):
                 self.assertEqual(home.inject(message(name), "ann@test.example",
-                                             ["joe@test.example", "x@remote.example"]).code, 0)
+                                             ["joe@test.example", "x@remote.example", *crowd(home)]).code, 0)
                 with mode(0o500, *parts(home, name)):
                     start(home)
                     wait_line(home, line)
@@ -248,7 +248,7 @@ class Queue(Case):
                 home.inject(message(deferred), "a@b.example", ["joe-later@test.example"])
                 wait_line(home, r"^delivery \d+: deferral: ")
                 self.assertEqual(home.stop(), 0)
-                home.inject(message(fresh), "a@b.example", ["joe@test.example"])
+                home.inject(message(fresh), "a@b.example", ["joe@test.example", *crowd(home)])
                 os.unlink(home.logfile)
                 with started_without(home, *parts(home, name)):
                     for line in expected:
@@ -264,7 +264,7 @@ class Queue(Case):
         home = self.make()
         home.dotqmail(".qmail-once", "|until [ -e go ]; do sleep 0.01; done; echo >>once\n")
         start(home)
-        home.inject(message("once"), "a@b.example", ["joe-once@test.example"])
+        home.inject(message("once"), "a@b.example", ["joe-once@test.example", *crowd(home)])
         number = int(wait_line(home, r"^starting delivery \d+: msg (\d+) to local joe-once@")[1])
         with mode(0o400, home.file(f"queue/local/{number % 23}/{number}")):
             home.write("home/joe/go", "")
@@ -313,6 +313,8 @@ class Queue(Case):
                     home.inject(message(name), "a@b.example", ["joe-later@test.example"])
                     wait_line(home, r"^delivery \d+: deferral: $|^delivery \d+: deferral: /$")
                     since = len(home.log())
+                if name != "todo":
+                    wait_for(lambda: not left(home, "todo"), "the deferral to be written down")
                 [path] = left(home, name)
                 with mode(0, home.file("queue", path)):
                     if name == "todo":

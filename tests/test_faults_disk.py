@@ -10,7 +10,7 @@ import re
 import unittest
 
 from tests import harness
-from tests.faults import Small, copies, left, message, nudge, own_mounts, start, wait_arrival, wait_line
+from tests.faults import Small, copies, crowd, left, message, nudge, own_mounts, start, wait_arrival, wait_line
 from tests.harness import Daemon, Home, free_port, wait_for
 
 SMTP = ("EHLO x\r\nMAIL FROM:<a@b.example>\r\nRCPT TO:<joe@test.example>\r\nDATA\r\n"
@@ -116,15 +116,12 @@ class Queue(Case):
     @own_mounts
     def test_what_was_accepted_waits_for_space_and_is_delivered_once(self):
         self.make()
-        # qmail-remote finds nobody there: what it is to show is its recipient list.
-        self.home.control("smtproutes", ":[127.0.0.1]:1\n")
         disk = self.small("queue")
         for pages in range(3):
             name = f"pages {pages}"
             with self.subTest(name):
-                # More than a page of recipients in each list.
-                everybody = ["joe@test.example"] + [f"nobody{n}@far.example" for n in range(3)]
-                self.assertEqual(self.home.inject(message(name), "", everybody[:1]).code, 0)
+                everybody = ["joe@test.example", *crowd(self.home)]
+                self.assertEqual(self.home.inject(message(name), "", everybody).code, 0)
                 disk.fill(leave=pages)
                 start(self.home)
                 if pages < 2:
@@ -141,7 +138,8 @@ class Queue(Case):
         for names in range(3):
             name = f"names {names}"
             with self.subTest(name):
-                self.assertEqual(self.home.inject(message(name), "", ["joe@test.example"]).code, 0)
+                everybody = ["joe@test.example", *crowd(self.home)]
+                self.assertEqual(self.home.inject(message(name), "", everybody).code, 0)
                 disk.take_inodes(leave=names)
                 start(self.home)
                 if names < 2:
@@ -149,6 +147,36 @@ class Queue(Case):
                 disk.free()
                 wait_arrival(self.home, name)
                 self.home.stop()
+
+    @own_mounts
+    def test_a_message_for_few_is_delivered_without_space(self):
+        self.make()
+        disk = self.small("queue")
+        for full in (disk.fill, disk.take_inodes):
+            name = full.__name__
+            with self.subTest(name):
+                self.assertEqual(self.home.inject(message(name), "", ["joe@test.example"]).code, 0)
+                full()
+                start(self.home)
+                wait_arrival(self.home, name)
+                self.home.stop()
+                disk.free()
+
+    @own_mounts
+    def test_a_deferral_that_finds_no_space_is_written_down_when_there_is_some(self):
+        self.make()
+        self.home.dotqmail(".qmail-later", "|exit 111\n")
+        disk = self.small("queue")
+        self.assertEqual(self.home.inject(message("later"), "", ["joe@test.example", "joe-later@test.example"]).code, 0)
+        disk.fill()
+        start(self.home)
+        wait_line(self.home, r"^warning: trouble writing to info/\d+/\d+$")
+        disk.free()  # it is tried again by itself, after ten seconds
+        wait_for(lambda: not left(self.home, "todo"), "the lists")
+        [name] = left(self.home, "local")
+        marked = b"Djoe@test.example\0Tjoe-later@test.example\0"
+        wait_for(lambda: self.read(f"queue/{name}") == marked, "the marks")
+        self.assertEqual(len(copies(self.home.messages(), "later")), 1)
 
     @own_mounts
     def test_a_bounce_that_finds_no_space_is_neither_lost_nor_written_twice(self):
@@ -165,8 +193,8 @@ class Queue(Case):
         disk.fill(leave=1)
         wait_line(self.home, r"^warning: trouble injecting bounce message, will try later$")
         self.assertEqual(self.home.messages("ann"), [])
-        self.home.stop()  # and the start stands for the 123 seconds
         disk.free()
+        self.home.stop()  # and the start stands for the 123 seconds
         start(self.home)
         wait_for(lambda: nudge(self.home) or self.home.messages("ann") and not left(self.home), "the bounce")
         [bounce] = self.home.messages("ann")

@@ -51,6 +51,21 @@ class QmailQread(unittest.TestCase):
 \ttodo\tx@y
 """))
 
+    def test_a_message_on_its_short_way_is_listed_from_its_envelope(self):
+        with Sender(self.queue) as sender:
+            n = self.queue.todo(b"s@h", [b"a@local.example", b"x@y"])
+            sender.wait_requests(2)
+            self.born(f"todo/{n}")
+            listed = f"9 Sep 2001 01:46:40 GMT  #{n}  15  <s@h>  preprocessing\n\ttodo\ta@local.example\n\ttodo\tx@y\n"
+            self.assertEqual(self.qread(), (0, listed))
+            sender.report(sender.requests[0], b"Kdone\n")
+            sender.wait_line("success")
+            self.assertEqual(self.qread(), (0, listed))
+            sender.report(sender.requests[1], b"Zlater\n")
+            harness.wait_for(lambda: not self.queue.there(f"todo/{n}"), "the lists")
+            deferred = sender.requests[1]
+            self.assertRegex(self.qread()[1], rf"\A.*  <s@h> \n\t{deferred.way}\t{deferred.recipient.decode()}\n\Z")
+
     def test_files_of_the_original_software_are_listed_the_same(self):
         n = self.queue.preprocessed(b"s@h", local=[b"Ta@local.example"], record=False)
         self.born(split("info", n))

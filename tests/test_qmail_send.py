@@ -1,23 +1,27 @@
-"""qmail-send, driven alone: the test plays qmail-lspawn, qmail-rspawn and qmail-clean on its pipes."""
+"""qmail-send, driven alone: the test plays qmail-lspawn, qmail-rspawn and qmail-clean on its pipes.
+
+A message that finds a slot for each of its recipients at once goes the short way, without info and lists: what
+is peculiar to it is in test_short_way. Here MANY recipients, or too few slots, make messages go the long way.
+"""
 
 import contextlib
 import fcntl
 import os
 import random
 import re
-import shutil
 import signal
 import socket
 import unittest
 
 from tests import harness
-from tests.queue_rig import Queue, Sender, check_record, commit_record, idle, split
+from tests.queue_rig import Queue, Sender, Traced, check_record, commit_record, idle, split
 
 CONTROLS = {
     "me": "me.example\n",
     "locals": "local.example\n",
     "virtualdomains": "virt.example:joe\n",
 }
+MANY = [b"m%d@local.example" % i for i in range(9)]  # more than go the short way
 STATUS = r"^status: local \d+/\d+ remote \d+/\d+$"
 
 
@@ -89,10 +93,10 @@ status: exiting
     def test_preprocessing_writes_the_files_with_commit_and_check_records(self):
         queue = self.queue()
         with self.sender(queue) as sender:
-            number = queue.todo(b"s@h", [b"a@local.example", b"x@y", b"b@local.example"], b"body\n")
-            sender.wait_requests(3)
-            local, remote = b"Ta@local.example\0Tb@local.example\0", b"Tx@y\0"
-            head = b"Fs@h\0" + commit_record(4321, b"body\n", b"Fs@h\0Ta@local.example\0Tx@y\0Tb@local.example\0")
+            number = queue.todo(b"s@h", [b"x@y", *MANY], b"body\n")
+            sender.wait_requests(10)
+            local, remote = b"".join(b"T" + r + b"\0" for r in MANY), b"Tx@y\0"
+            head = b"Fs@h\0" + commit_record(4321, b"body\n", b"Fs@h\0" + remote + local)
             self.assertEqual(queue.read(split("info", number)), head + check_record(head, local, remote))
             self.assertEqual(queue.read(split("local", number)), local)
             self.assertEqual(queue.read(split("remote", number)), remote)
@@ -103,17 +107,17 @@ status: exiting
     def test_done_marks_are_single_bytes_and_finished_lists_go(self):
         queue = self.queue()
         with self.sender(queue) as sender:
-            number = queue.todo(b"s@h", [b"a@local.example", b"b@local.example", b"x@y"])
-            by = {r.recipient: r for r in sender.wait_requests(3)}
-            sender.report(by[b"b@local.example"], b"K")
-            marked = b"Ta@local.example\0Db@local.example\0"
+            number = queue.todo(b"s@h", [*MANY, b"x@y"])
+            by = {r.recipient: r for r in sender.wait_requests(10)}
+            sender.report(by[MANY[1]], b"K")
+            marked = b"".join((b"D" if r == MANY[1] else b"T") + r + b"\0" for r in MANY)
             harness.wait_for(lambda: queue.read(split("local", number)) == marked, "the mark")
             sender.report(by[b"x@y"], b"K")
             sender.wait_line("success", 2)
             harness.wait_for(lambda: not queue.there(split("remote", number)), "remote to go")
             self.assertTrue(queue.there(split("info", number)))
-            sender.report(by[b"a@local.example"], b"Zlater\n")
-            sender.wait_line(r"delivery \d: deferral: later/")
+            sender.report(by[MANY[0]], b"Zlater\n")
+            sender.wait_line(r"delivery \d+: deferral: later/")
             self.assertEqual(queue.read(split("local", number)), marked)
 
     def test_a_message_without_recipients_just_ends(self):
@@ -126,11 +130,11 @@ status: exiting
 
     def test_an_envelope_without_commit_record_is_taken_by_the_old_rule(self):
         queue = self.queue()
-        number = queue.todo(b"s@h", [b"a@local.example"], record=False)
+        number = queue.todo(b"s@h", MANY, record=False)
         with self.sender(queue) as sender:
-            sender.wait_requests(1)
-            head = b"Fs@h\0"
-            self.assertEqual(queue.read(split("info", number)), head + check_record(head, b"Ta@local.example\0", None))
+            sender.wait_requests(9)
+            head, local = b"Fs@h\0", b"".join(b"T" + r + b"\0" for r in MANY)
+            self.assertEqual(queue.read(split("info", number)), head + check_record(head, local, None))
 
     def test_verp_gives_each_recipient_a_sender_of_its_own(self):
         queue = self.queue()
@@ -204,6 +208,7 @@ class Reports(Case):
             sender.report(one, b"Qwhat")
             sender.report(two, b"")
             sender.wait_line("^delivery [12]: report mangled, will defer$", 2)
+            harness.wait_for(lambda: not queue.there(f"todo/{number}"), "the lists to be written")
             self.assertEqual(queue.read(split("local", number)), b"Ta@local.example\0Tb@local.example\0")
 
     def test_a_long_report_is_cut_at_10000_bytes_and_keeps_its_class(self):
@@ -305,8 +310,8 @@ body""")
     def test_a_bounce_waits_for_the_last_recipient(self):
         queue = self.queue()
         queue.bounces_to()
+        number = queue.preprocessed(b"s@h", local=[b"Ta@local.example"], remote=[b"Tx@y"])
         with self.sender(queue) as sender:
-            number = queue.todo(b"s@h", [b"a@local.example", b"x@y"])
             by = {r.way: r for r in sender.wait_requests(2)}
             sender.report(by["local"], b"Dno")
             harness.wait_for(lambda: not queue.there(split("local", number)), "local to go")
@@ -359,8 +364,8 @@ body""")
 
     def test_an_unwritable_bounce_directory_is_said_and_nothing_is_marked(self):
         queue = self.queue()
+        number = queue.preprocessed(b"s@h", local=[b"Ta@local.example"])
         with self.sender(queue) as sender:
-            number = queue.todo(b"s@h", [b"a@local.example"])
             [request] = sender.wait_requests(1)
             os.rename(queue.file("queue/bounce"), queue.file("queue/elsewhere"))
             sender.report(request, b"Dno")
@@ -563,13 +568,13 @@ class LostPipes(Case):
         queue = self.queue()
         with self.sender(queue, answer=success) as sender:
             sender.clean_reply = b"!"
-            number = queue.todo(b"s@h", [b"a@local.example"])
+            number = queue.todo(b"s@h", MANY)
             sender.wait_line(f"^warning: qmail-clean unable to clean up todo/{number}$")
             self.assertEqual(sender.requests, [])
             sender.clean_reply = None
             queue.pull()
             sender.wait_cleaned(f"foop/{number}")
-            self.assertEqual(len(sender.requests), 1)
+            self.assertEqual(len(sender.requests), 9)
 
     def test_a_slow_spawner_is_waited_for(self):
         # A pipe full of commands: nobody reads until the test does.
@@ -840,51 +845,25 @@ class Order(Case):
     """What a power cut may take must have been said again elsewhere: order of syncs, as system calls."""
 
     def trace(self, queue, answer):
-        """The calls that matter, as "sync NAME", "unlink NAME", "mark NAME", "ask REQUEST"; N for the number."""
-        if not shutil.which("strace"):
-            self.skipTest("strace is not installed")
-        if os.geteuid() != 0:
-            self.skipTest("only root may look into a process that made itself undumpable")
-        file = os.path.join(queue.base, "trace")
-        open(file, "w").close()
-        os.chmod(file, 0o666)
-        calls = "trace=open,openat,close,fsync,unlink,unlinkat,write,pwrite64"
-        with self.sender(queue, answer=answer, under=["strace", "-D", "-o", file, "-e", calls]) as sender:
-            number = queue.todo(b"s@h", [b"a@local.example"])
-            sender.wait_cleaned(f"foop/{number}")
-            sender.stop()
-        names, found = {}, []
-        with open(file) as lines:
-            for line in lines:
-                if m := re.match(r'open(?:at)?\((?:AT_FDCWD, )?"([^"]*)".* = (\d+)$', line):
-                    names[m[2]] = m[1]
-                elif m := re.match(r'fsync\((\d+)\)\s+= 0', line):
-                    found.append(f"sync {names[m[1]]}")
-                elif m := re.match(r'unlink(?:at)?\((?:AT_FDCWD, )?"([^"]*)".*= 0$', line):
-                    found.append(f"unlink {m[1]}")
-                elif m := re.match(r'pwrite64\((\d+), "D", 1', line):
-                    found.append(f"mark {names[m[1]]}")
-                elif m := re.match(r'write\(5, "([^"\\]*)', line):
-                    found.append(f"ask {m[1]}")
-        if not found:
-            self.skipTest("strace may not trace here")
-        split_at = str(number % 23)
-        return [call.replace(f"/{split_at}/{number}", "/S/N").replace(str(number), "N").removesuffix("/" + split_at) +
-                ("/S" if call.endswith("/" + split_at) else "") for call in found]
+        with Traced(self, queue, answer=answer) as traced:
+            number = queue.todo(b"s@h", [b"a@local.example", b"b@local.example"])
+            traced.sender.wait_cleaned(f"foop/{number}")
+            traced.sender.stop()
+        return traced.calls(number)
 
     def test_a_delivery_syncs_each_file_and_directory_before_what_it_replaces_goes(self):
-        queue = self.queue()
+        queue = self.queue(concurrencylocal="1\n")  # two recipients: the long way
         self.assertEqual(self.trace(queue, success), [
             "sync info/S/N", "sync info/S", "sync local/S/N", "sync local/S", "ask todo/N",
-            "mark local/S/N", "unlink local/S/N", "sync local/S", "unlink info/S/N", "ask foop/N",
+            "mark local/S/N", "mark local/S/N", "unlink local/S/N", "sync local/S", "unlink info/S/N", "ask foop/N",
         ])
 
     def test_a_failure_is_on_disk_before_its_recipient_is_done(self):
-        queue = self.queue()
+        queue = self.queue(concurrencylocal="1\n")
         queue.bounces_to()
         self.assertEqual(self.trace(queue, lambda r: b"Dno")[5:], [
-            "sync bounce/N", "sync bounce", "mark local/S/N", "unlink local/S/N", "sync local/S",
-            "unlink bounce/N", "sync bounce", "unlink info/S/N", "ask foop/N",
+            "sync bounce/N", "sync bounce", "mark local/S/N", "sync bounce/N", "sync bounce", "mark local/S/N",
+            "unlink local/S/N", "sync local/S", "unlink bounce/N", "sync bounce", "unlink info/S/N", "ask foop/N",
         ])
 
 

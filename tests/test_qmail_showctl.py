@@ -267,7 +267,7 @@ class Problems(unittest.TestCase):
 
     def test_what_may_be_meant_so_is_a_note(self):
         for files, line in (({"concurrencylocal": "0\n"}, "control/concurrencylocal: 0 holds all deliveries back"),
-                            ({"concurrencyremote": "500\n"}, "control/concurrencyremote: more than 120, which is the most that a spawner does at once"),
+                            ({"concurrencyremote": "500\n"}, "control/concurrencyremote: more than 255, which is the most that a spawner does at once"),
                             ({"rcpthosts": "# none\n"}, "control/rcpthosts: names no domain: mail is taken only from clients that may relay"),
                             ({"me": "mail\n"}, "control/me: a name without a dot: other hosts may refuse mail from it")):
             for name, text in files.items():

@@ -299,6 +299,11 @@ impl Look<'_> {
     fn number(&mut self, name: &str) {
         let Some(line) = self.line(name) else { return };
         let path = format!("control/{name}");
+        let most = match name {
+            "concurrencylocal" => u64::from(spawn::LIMIT),
+            "concurrencyremote" => u64::from(spawn::LIMIT_TOGETHER),
+            _ => u64::MAX,
+        };
         match (decimal::strict(&line), decimal::prefix(&line)) {
             (None, Some(taken)) => {
                 self.entry(name, &line, &format!("is more than a number: {taken} is taken"))
@@ -307,11 +312,8 @@ impl Look<'_> {
             (Some(0), _) if name.starts_with("concurrency") => {
                 self.note(&path, "0 holds all deliveries back")
             }
-            (Some(n), _) if name.starts_with("concurrency") && n > u64::from(spawn::LIMIT) => {
-                self.note(
-                    &path,
-                    format!("more than {}, which is the most that a spawner does at once", spawn::LIMIT),
-                );
+            (Some(n), _) if n > most => {
+                self.note(&path, format!("more than {most}, which is the most that a spawner does at once"));
             }
             _ => {}
         }

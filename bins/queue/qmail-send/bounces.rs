@@ -15,14 +15,29 @@ use std::os::fd::OwnedFd;
 /// as done. With trouble the file is as it was.
 pub fn append(number: Number, paragraph: &[u8]) -> Result<(), Errno> {
     let name = bounce_path(number);
+    write(&name, paragraph, |file| {
+        fd::fsync(file)?;
+        sync_parent(&name)
+    })
+}
+
+/// As `append`, for a message whose `todo/N` still stands for everybody: nothing is synced.
+pub fn append_unsynced(number: Number, paragraph: &[u8]) -> Result<(), Errno> {
+    write(&bounce_path(number), paragraph, |_| Ok(()))
+}
+
+fn write(
+    name: &str,
+    paragraph: &[u8],
+    sync: impl FnOnce(&OwnedFd) -> Result<(), Errno>,
+) -> Result<(), Errno> {
     let flags = OFlag::O_RDWR | OFlag::O_APPEND | OFlag::O_CREAT | OFlag::O_CLOEXEC;
-    let file = open(name.as_str(), flags, Mode::from_bits_truncate(0o600))?;
+    let file = open(name, flags, Mode::from_bits_truncate(0o600))?;
     let before = fstat(&file)?.st_size;
     let written = separator(&file, before).and_then(|separator| {
         fd::write_all(&file, separator)?;
         fd::write_all(&file, paragraph)?;
-        fd::fsync(&file)?;
-        sync_parent(&name)
+        sync(&file)
     });
     if written.is_err() {
         let _ = ftruncate(&file, before);

@@ -1,7 +1,11 @@
 //! One way out of the queue: passes over recipient lists, delivery slots, the pipes to the spawner.
 //!
 //! A pass reads one list from its start and begins a delivery for each recipient not done yet, when a
-//! slot is free. A job is a message in the course of a pass or with deliveries still running.
+//! slot is free. A job is a message in the course of a pass or with deliveries still running. Messages on
+//! the short way have neither: `todo` starts their deliveries, and `short` keeps what became of them.
+//!
+//! Deliveries that are asked for in one burst share a connection, where the spawner can do that; elsewhere
+//! each has its own. Slots are bounded by what one byte can name, connections by concurrencyremote.
 #![forbid(unsafe_code)]
 
 use crate::Call;
@@ -10,7 +14,9 @@ use crate::desk::{
     Desk, SLEEP_SECONDS, SYSTEM_TROUBLE_SECONDS, Wake, file_stat, list_path, modified, now, remove,
     sync_parent,
 };
+use crate::pass::{EndOfPass, Pass, host};
 use crate::proof::{Errand, Proof};
+use crate::short::{self, Fate, Message};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{Mode, fstat};
@@ -20,27 +26,55 @@ use qmail::queue::info::{INFO_MAX, Info};
 use qmail::queue::report::{Report, Reports, log_safe};
 use qmail::queue::rewrite::{Way, verp};
 use qmail::queue::{self, Number, bounce, schedule};
-use qmail::timed::{Line, Reader};
+use qmail::spawn::{LIMIT_TOGETHER, TOGETHER_BYTES, TOGETHER_MAX};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 /// Bytes of one record of a list: an address as long as envelopes allow behind what control files may
 /// put before it.
 pub const RECORD_MAX: usize = 16 * 1024;
 
-/// Records of recipients already done that one turn reads over.
-const RECORDS_A_TURN: usize = 200;
-
 /// Bytes of reports read in one turn.
 const REPORTS_A_TURN: usize = 16 * 1024;
+
+/// A burst waits so long for slots of another that has been reported in part: the rest of its reports is on
+/// the pipe, unless the spawner could not keep it together.
+const PATIENCE: Duration = Duration::from_millis(250);
 
 /// One delivery that was asked for.
 struct Delivery {
     id: u64,
     number: Number,
-    /// Where the recipient's record stands in the list.
-    offset: u64,
+    place: Place,
     recipient: Vec<u8>,
+    /// The id of the first delivery of its burst.
+    burst: u64,
+}
+
+/// Where it is noted that a recipient is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// In the list, at this offset.
+    Record(u64),
+    /// The recipient of this index of a message on its short way.
+    Short(usize),
+}
+
+/// Deliveries that were asked for together.
+struct Burst {
+    size: usize,
+    /// How many have been reported.
+    reported: usize,
+    /// How many still have their slot.
+    left: usize,
+}
+
+impl Burst {
+    /// Some were reported: the others are about to be.
+    fn is_ending(&self) -> bool {
+        self.reported > 0 && self.reported < self.size
+    }
 }
 
 /// A message in the course of delivery.
@@ -61,13 +95,6 @@ struct Job {
     cut: bool,
 }
 
-/// The list being read.
-struct Pass {
-    number: Number,
-    list: Reader<OwnedFd>,
-    offset: u64,
-}
-
 /// The end of a delivery that could not be written down yet. Its slot stays taken: nothing is forgotten,
 /// and nobody gets the message a second time while we live.
 struct Stuck {
@@ -76,45 +103,68 @@ struct Stuck {
     paragraph: Option<Vec<u8>>,
 }
 
+/// What a spawner can take.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    pub slots: usize,
+    /// Connections, or deliveries where each has its own.
+    pub connections: usize,
+    /// Recipients of one message at one host may travel together.
+    pub together: bool,
+}
+
+impl Limits {
+    /// From the control file and the spawner's first byte. A spawner to which it was announced that
+    /// recipients travel together, but which does not know of that, says another limit.
+    pub fn of(wanted: u64, limit: u8, announced: bool) -> Limits {
+        let connections = usize::try_from(wanted.min(u64::from(limit))).unwrap_or(0);
+        let together = announced && limit == LIMIT_TOGETHER;
+        Limits { slots: if together { usize::from(limit) } else { connections }, connections, together }
+    }
+}
+
 pub struct Channel {
     way: Way,
+    limits: Limits,
     commands: OwnedFd,
     from: OwnedFd,
     alive: bool,
-    /// The rest of a command that the pipe did not take.
+    /// The rest of a burst of commands that the pipe did not take.
     unsent: Vec<u8>,
     reports: Reports,
     slots: Vec<Option<Delivery>>,
+    bursts: BTreeMap<u64, Burst>,
     jobs: BTreeMap<Number, Job>,
     jobs_max: usize,
     pass: Option<Pass>,
+    /// Until then the next burst waits for the end of one that is ending, so as not to become a small one.
+    patient: Option<Instant>,
     stuck: Vec<Stuck>,
     stuck_until: u64,
-}
-
-/// Why a pass over a list ended.
-enum EndOfPass {
-    Complete,
-    Trouble(String),
-    Cut,
+    /// Reports about messages whose way is being changed.
+    held: Vec<Report>,
 }
 
 impl Channel {
-    /// `slots` deliveries at once; `jobs_max` messages in flight.
-    pub fn new(way: Way, commands: OwnedFd, from: OwnedFd, slots: usize, jobs_max: usize) -> Channel {
+    /// At most `jobs_max` messages in flight.
+    pub fn new(way: Way, commands: OwnedFd, from: OwnedFd, limits: Limits, jobs_max: usize) -> Channel {
         Channel {
             way,
+            limits,
             commands,
             from,
             alive: true,
             unsent: Vec::new(),
             reports: Reports::default(),
-            slots: std::iter::repeat_with(|| None).take(slots).collect(),
+            slots: std::iter::repeat_with(|| None).take(limits.slots).collect(),
+            bursts: BTreeMap::new(),
             jobs: BTreeMap::new(),
             jobs_max,
             pass: None,
+            patient: None,
             stuck: Vec::new(),
             stuck_until: 0,
+            held: Vec::new(),
         }
     }
 
@@ -142,8 +192,11 @@ impl Channel {
         if desk.stopping {
             return Wake::now_if(self.pass.is_some());
         }
-        if !self.may_start() {
+        if !self.has_room(1, 1) {
             return Wake::Never; // a report or room in the pipe will call
+        }
+        if self.is_patient() {
+            return Wake::Soon;
         }
         if self.pass.is_some() {
             return Wake::Now;
@@ -162,15 +215,27 @@ impl Channel {
     /// Whether nothing more can come out of this channel.
     pub fn is_quiet(&self) -> bool {
         let running = self.slots.iter().flatten().count();
-        self.pass.is_none() && (!self.alive || running <= self.stuck.len())
+        self.pass.is_none() && (!self.alive || running <= self.stuck.len() + self.held.len())
     }
 
     fn may_start(&self) -> bool {
-        self.alive && self.unsent.is_empty() && self.free_slot().is_some()
+        self.has_room(1, 1) && !self.is_patient()
     }
 
-    fn free_slot(&self) -> Option<usize> {
-        self.slots.iter().position(Option::is_none)
+    fn is_patient(&self) -> bool {
+        self.patient.is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Whether so many deliveries over so many connections could be started at once.
+    fn has_room(&self, deliveries: usize, connections: usize) -> bool {
+        self.alive
+            && self.unsent.is_empty()
+            && self.bursts.len() + connections <= self.limits.connections
+            && self.free_slots() >= deliveries
+    }
+
+    fn free_slots(&self) -> usize {
+        self.slots.iter().filter(|slot| slot.is_none()).count()
     }
 
     /// One step: a late bounce, the end or the beginning of a pass, one recipient.
@@ -210,8 +275,8 @@ impl Channel {
         }
         match self.begin_job(desk, number, due, now) {
             Ok((job, list)) => {
+                self.pass = Some(Pass::new(number, list, self.shares(&job.sender)));
                 self.jobs.insert(number, job);
-                self.pass = Some(Pass { number, list: Reader::new(list), offset: 0 });
             }
             // Delivered to its end after all: the start could not look.
             Err(_) if matches!(file_stat(&list_path(self.way, number)), Ok(None)) => {
@@ -241,36 +306,32 @@ impl Channel {
         Ok((job, list))
     }
 
-    /// Reads on to the next recipient not done yet, and begins its delivery.
+    /// Reads on, and begins the deliveries of the next burst.
     fn read_list(&mut self, desk: &mut Desk) {
-        for _ in 0..RECORDS_A_TURN {
-            let Some(pass) = &mut self.pass else { return };
-            let offset = pass.offset;
-            let end = match pass.list.line(0, RECORD_MAX) {
-                Ok(Line::Whole(record)) => {
-                    pass.offset += record.len() as u64 + 1;
-                    match record.split_first() {
-                        Some((b'D', _)) => continue,
-                        Some((b'T', recipient)) => {
-                            let number = pass.number;
-                            // Counted before anything else: a list is complete only when nobody is left.
-                            if let Some(job) = self.jobs.get_mut(&number) {
-                                job.undone += 1;
-                            }
-                            self.deliver(desk, number, offset, recipient.to_vec());
-                            return;
-                        }
-                        _ => EndOfPass::Trouble("unknown record type in".to_string()),
-                    }
-                }
-                Ok(Line::End(rest)) if rest.is_empty() => EndOfPass::Complete,
-                Ok(Line::End(_) | Line::TooLong) | Err(_) => {
-                    EndOfPass::Trouble("trouble reading".to_string())
-                }
-            };
+        let room = self.free_slots();
+        let Some(pass) = &mut self.pass else { return };
+        if !pass.read_on() {
+            return;
+        }
+        if let Some(end) = pass.end() {
             self.end_pass(desk, end);
             return;
         }
+        // Slots of a burst that is ending come free together: a burst begun now would stay small for good.
+        if pass.mates() > room && self.patient.is_none() && self.bursts.values().any(Burst::is_ending) {
+            self.patient = Some(Instant::now() + PATIENCE);
+            return;
+        }
+        let number = pass.number;
+        let recipients = pass.take(room);
+        // Counted before anything else: a list is complete only when nobody is left.
+        let Some(job) = self.jobs.get_mut(&number) else { return };
+        job.undone += recipients.len();
+        job.references += recipients.len();
+        let sender = job.sender.clone();
+        let burst = recipients.into_iter().map(|r| (Place::Record(r.offset), r.address)).collect();
+        self.start_burst(desk, number, &sender, burst);
+        self.send(desk);
     }
 
     fn end_pass(&mut self, desk: &mut Desk, end: EndOfPass) {
@@ -281,8 +342,8 @@ impl Channel {
             desk.log.line(format!("warning: {what} {name}{ending}"));
         }
         if let Some(job) = self.jobs.get_mut(&pass.number) {
-            job.complete = matches!(end, EndOfPass::Complete);
-            job.cut = matches!(end, EndOfPass::Cut);
+            job.complete = end == EndOfPass::Complete;
+            job.cut = end == EndOfPass::Cut;
         }
         self.release(desk, pass.number);
     }
@@ -326,28 +387,112 @@ impl Channel {
         }
     }
 
+    // -- the short way
+
+    /// The recipients of this channel, as the bursts they would leave in, when there is room for all of them
+    /// at once. Recipients are named by their index.
+    pub fn plan(&self, sender: &[u8], recipients: &[(Way, Vec<u8>)]) -> Option<Vec<Vec<usize>>> {
+        let shares = self.shares(sender);
+        let mut bursts: Vec<(Vec<u8>, usize, Vec<usize>)> = Vec::new();
+        let mut count = 0;
+        for (index, (_, address)) in recipients.iter().enumerate().filter(|(_, (way, _))| *way == self.way) {
+            count += 1;
+            let host = host(address);
+            let mates = bursts.iter_mut().find(|(other, bytes, mates)| {
+                shares
+                    && *other == host
+                    && bytes + address.len() <= TOGETHER_BYTES
+                    && mates.len() < TOGETHER_MAX
+            });
+            match mates {
+                Some((_, bytes, mates)) => {
+                    *bytes += address.len();
+                    mates.push(index);
+                }
+                None => bursts.push((host, address.len(), vec![index])),
+            }
+        }
+        let fits = count == 0 || self.has_room(count, bursts.len());
+        fits.then(|| bursts.into_iter().map(|(_, _, mates)| mates).collect())
+    }
+
+    /// Starts what was planned for a message on its short way.
+    pub fn start(&mut self, desk: &mut Desk, number: Number, plan: Vec<Vec<usize>>) {
+        for mates in plan {
+            let Some(message) = desk.short.get(number) else { return };
+            let sender = message.sender.clone();
+            let recipient = |index: usize| message.recipients.get(index).map(|r| r.address.clone());
+            let burst = mates.into_iter().filter_map(|i| Some((Place::Short(i), recipient(i)?))).collect();
+            self.start_burst(desk, number, &sender, burst);
+        }
+        self.send(desk);
+    }
+
+    /// The message has changed its way: from now on its deliveries are those of a list, in which its
+    /// recipients stand at these offsets. None is for those who have no list.
+    pub fn adopt(&mut self, desk: &mut Desk, number: Number, message: &Message, offsets: &[Option<u64>]) {
+        let ours = message.recipients.iter().zip(offsets);
+        let ours = ours.filter(|(recipient, offset)| recipient.way == self.way && offset.is_some());
+        let fates: Vec<Fate> = ours.map(|(recipient, _)| recipient.fate).collect();
+        if fates.is_empty() {
+            return;
+        }
+        let mut references = 1;
+        for delivery in self.slots.iter_mut().flatten().filter(|delivery| delivery.number == number) {
+            if let Place::Short(index) = delivery.place
+                && let Some(Some(offset)) = offsets.get(index)
+            {
+                delivery.place = Place::Record(*offset);
+                references += 1;
+            }
+        }
+        let job = Job {
+            sender: message.sender.clone(),
+            due: message.birth,
+            retry: message.retry(self.way, now()),
+            dying: false, // it was born when this attempt began
+            references,
+            undone: fates.iter().filter(|fate| **fate != Fate::Done).count(),
+            complete: true,
+            cut: false,
+        };
+        self.jobs.insert(number, job);
+        self.release(desk, number);
+    }
+
+    /// Whatever came of a change of way: reports that waited for it are taken now.
+    pub fn take_held(&mut self, desk: &mut Desk) {
+        for report in std::mem::take(&mut self.held) {
+            self.take(desk, report);
+        }
+    }
+
     // -- deliveries
 
-    fn deliver(&mut self, desk: &mut Desk, number: Number, offset: u64, recipient: Vec<u8>) {
-        let Some(slot) = self.free_slot() else { return };
-        let (Ok(slot_byte), Some(job)) = (u8::try_from(slot), self.jobs.get_mut(&number)) else { return };
-        job.references += 1;
-        desk.deliveries += 1;
-        let id = desk.deliveries;
-        // Grouped recipients (one remote host, one message) would be several of these in one burst.
-        let mut command = vec![slot_byte];
-        for field in [queue::message_id(number).as_bytes(), &verp(&job.sender, &recipient), &recipient] {
-            command.extend_from_slice(field);
-            command.push(0);
+    /// Whether recipients of this sender's messages can travel together: not if each is to see another sender.
+    fn shares(&self, sender: &[u8]) -> bool {
+        self.limits.together && verp(sender, b"r@d") == sender
+    }
+
+    /// Takes slots for deliveries that leave together, and puts the commands where `send` finds them.
+    fn start_burst(&mut self, desk: &mut Desk, number: Number, sender: &[u8], burst: Vec<(Place, Vec<u8>)>) {
+        let (first, size) = (desk.deliveries + 1, burst.len());
+        self.bursts.insert(first, Burst { size, reported: 0, left: size });
+        for (place, recipient) in burst {
+            let slot = self.slots.iter().position(Option::is_none).unwrap_or(usize::MAX);
+            let (Some(free), Ok(slot)) = (self.slots.get_mut(slot), u8::try_from(slot)) else { return };
+            desk.deliveries += 1;
+            let id = desk.deliveries;
+            self.unsent.push(slot);
+            for field in [queue::message_id(number).as_bytes(), &verp(sender, &recipient), &recipient] {
+                self.unsent.extend_from_slice(field);
+                self.unsent.push(0);
+            }
+            let (way, to) = (self.way.name(), log_safe(&recipient));
+            desk.log.line(format!("starting delivery {id}: msg {number} to {way} {to}"));
+            *free = Some(Delivery { id, number, place, recipient, burst: first });
+            self.say_load(desk);
         }
-        let (way, to) = (self.way.name(), log_safe(&recipient));
-        desk.log.line(format!("starting delivery {id}: msg {number} to {way} {to}"));
-        if let Some(free) = self.slots.get_mut(slot) {
-            *free = Some(Delivery { id, number, offset, recipient });
-        }
-        self.unsent = command;
-        self.say_load(desk);
-        self.send(desk);
     }
 
     /// What the pipes are ready for.
@@ -360,7 +505,7 @@ impl Channel {
         }
     }
 
-    /// Writes as much of a command as the pipe takes.
+    /// Writes as much of the commands as the pipe takes.
     fn send(&mut self, desk: &mut Desk) {
         if !self.alive || self.unsent.is_empty() {
             return;
@@ -398,11 +543,20 @@ impl Channel {
 
     fn take(&mut self, desk: &mut Desk, report: Report) {
         let slot = usize::from(report.slot);
-        let waiting = self.stuck.iter().any(|stuck| stuck.slot == slot);
+        let waiting = self.stuck.iter().any(|stuck| stuck.slot == slot)
+            || self.held.iter().any(|held| held.slot == report.slot);
         let Some(Some(delivery)) = self.slots.get(slot).filter(|_| !waiting) else {
             desk.log.line("warning: internal error: delivery report out of range");
             return;
         };
+        if desk.short.is_changing(delivery.number) {
+            self.held.push(report);
+            return;
+        }
+        if let Some(burst) = self.bursts.get_mut(&delivery.burst) {
+            burst.reported += 1;
+        }
+        self.patient = None;
         let dying = self.jobs.get(&delivery.number).is_some_and(|job| job.dying);
         let mut text = report.text;
         let mut letter = report.letter;
@@ -428,11 +582,11 @@ impl Channel {
             }
             Some(b'Z') => {
                 desk.log.line(format!("delivery {id}: deferral: {said}"));
-                self.free(desk, slot);
+                self.defer(desk, slot);
             }
             _ => {
                 desk.log.line(format!("delivery {id}: report mangled, will defer"));
-                self.free(desk, slot);
+                self.defer(desk, slot);
             }
         }
     }
@@ -440,8 +594,16 @@ impl Channel {
     /// A permanent failure: the sender will be told, then the recipient is done. In this order.
     fn fail(&mut self, desk: &mut Desk, slot: usize, paragraph: Vec<u8>) {
         let Some(Some(delivery)) = self.slots.get(slot) else { return };
-        match bounces::append(delivery.number, &paragraph) {
-            Ok(()) => self.mark_done(desk, slot),
+        let noted = match delivery.place {
+            Place::Record(_) => bounces::append(delivery.number, &paragraph),
+            // todo/N still speaks of the recipient.
+            Place::Short(_) => bounces::append_unsynced(delivery.number, &paragraph),
+        };
+        match noted {
+            Ok(()) => {
+                desk.short.set_failed(delivery.number);
+                self.mark_done(desk, slot);
+            }
             Err(_) => {
                 desk.log.line("alert: unable to append to bounce message; HELP! sleeping...");
                 self.stick(slot, Some(paragraph));
@@ -456,9 +618,14 @@ impl Channel {
 
     fn retry_stuck(&mut self, desk: &mut Desk) {
         for stuck in std::mem::take(&mut self.stuck) {
+            let delivery = self.slots.get(stuck.slot).and_then(Option::as_ref);
+            if delivery.is_some_and(|delivery| desk.short.is_changing(delivery.number)) {
+                self.stick(stuck.slot, stuck.paragraph); // where it is to be noted is about to change
+                continue;
+            }
             match stuck.paragraph {
                 Some(paragraph) => self.fail(desk, stuck.slot, paragraph),
-                None if self.try_mark(stuck.slot).is_ok() => self.free(desk, stuck.slot),
+                None if self.try_mark(desk, stuck.slot).is_ok() => self.free(desk, stuck.slot),
                 None => self.stick(stuck.slot, None),
             }
         }
@@ -466,7 +633,7 @@ impl Channel {
 
     /// The recipient needs nothing more.
     fn mark_done(&mut self, desk: &mut Desk, slot: usize) {
-        match self.try_mark(slot) {
+        match self.try_mark(desk, slot) {
             Ok(()) => self.free(desk, slot),
             Err(name) => {
                 // Twice only if we end before the mark can be written.
@@ -477,25 +644,49 @@ impl Channel {
     }
 
     /// Writes the done mark. The error is the name of the list.
-    fn try_mark(&mut self, slot: usize) -> Result<(), String> {
+    fn try_mark(&mut self, desk: &mut Desk, slot: usize) -> Result<(), String> {
         let Some(Some(delivery)) = self.slots.get(slot) else { return Ok(()) };
+        let offset = match delivery.place {
+            Place::Record(offset) => offset,
+            Place::Short(index) => {
+                desk.short.set(delivery.number, index, Fate::Done);
+                return Ok(());
+            }
+        };
         let name = list_path(self.way, delivery.number);
-        write_mark(&name, delivery.offset).map_err(|_| name)?;
+        write_mark(&name, offset).map_err(|_| name)?;
         if let Some(job) = self.jobs.get_mut(&delivery.number) {
             job.undone = job.undone.saturating_sub(1);
         }
         Ok(())
     }
 
+    /// The recipient will be tried again.
+    fn defer(&mut self, desk: &mut Desk, slot: usize) {
+        if let Some(Some(Delivery { number, place: Place::Short(index), .. })) = self.slots.get(slot) {
+            desk.short.set(*number, *index, Fate::Deferred);
+        }
+        self.free(desk, slot);
+    }
+
     fn free(&mut self, desk: &mut Desk, slot: usize) {
         let Some(delivery) = self.slots.get_mut(slot).and_then(Option::take) else { return };
+        if let Some(burst) = self.bursts.get_mut(&delivery.burst) {
+            burst.left = burst.left.saturating_sub(1);
+            if burst.left == 0 {
+                self.bursts.remove(&delivery.burst);
+            }
+        }
         self.say_load(desk);
-        self.release(desk, delivery.number);
+        match delivery.place {
+            Place::Record(_) => self.release(desk, delivery.number),
+            Place::Short(_) => short::settled(desk, delivery.number),
+        }
     }
 
     fn say_load(&self, desk: &mut Desk) {
         if let Some(load) = desk.load.get_mut(self.way as usize) {
-            load.used = self.slots.iter().flatten().count();
+            load.used = self.bursts.len();
         }
         desk.say_status();
     }

@@ -18,6 +18,8 @@ const LINE_MAX: usize = 64;
 pub enum Task {
     /// Preprocessed: `todo/N` has done its service. (S4 to S5.)
     Preprocessed(Number),
+    /// Delivered the short way: `todo/N` was its record. (S4 to S2.)
+    Ended(Number),
     /// Delivered: the message can go. (S2 to S1.)
     Delivered(Number),
     /// A message that ended before its envelope did, or left something behind: `todo/N` without mess.
@@ -28,13 +30,18 @@ pub enum Task {
 
 impl Task {
     pub fn number(self) -> Number {
-        let (Task::Preprocessed(n) | Task::Delivered(n) | Task::Finished(n) | Task::Leftover(n)) = self;
-        n
+        match self {
+            Task::Preprocessed(n)
+            | Task::Ended(n)
+            | Task::Delivered(n)
+            | Task::Finished(n)
+            | Task::Leftover(n) => n,
+        }
     }
 
     fn request(self) -> String {
         match self {
-            Task::Preprocessed(n) | Task::Finished(n) => format!("todo/{n}"),
+            Task::Preprocessed(n) | Task::Ended(n) | Task::Finished(n) => format!("todo/{n}"),
             Task::Delivered(n) | Task::Leftover(n) => format!("foop/{n}"),
         }
     }

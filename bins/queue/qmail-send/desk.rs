@@ -5,6 +5,7 @@
 use crate::cleaner::Cleaner;
 use crate::controls::Controls;
 use crate::log::Log;
+use crate::short::Short;
 use nix::errno::Errno;
 use nix::sys::stat::{FileStat, stat};
 use nix::unistd::unlink;
@@ -47,7 +48,7 @@ impl Wake {
     }
 }
 
-/// Deliveries in flight and the most there may be.
+/// Deliveries in flight and the most there may be; connections where several share one.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Load {
     pub used: usize,
@@ -64,6 +65,8 @@ pub struct Desk {
     pub remote: Schedule,
     /// Messages without recipients left.
     pub done: Schedule,
+    /// Messages delivered straight from `todo/N`.
+    pub short: Short,
     pub load: [Load; 2],
     /// Deliveries started in this life: the D of log lines.
     pub deliveries: u64,
@@ -167,6 +170,14 @@ pub fn is_message_gone(number: Number) -> bool {
     let name = queue::mess(number);
     let directory = name.rsplit_once('/').map_or(".", |(directory, _)| directory);
     matches!(file_stat(&name), Ok(None)) && matches!(file_stat(directory), Ok(Some(_)))
+}
+
+/// Removes a file that may be missing already, and makes that durable if it was there.
+pub fn remove_durably(name: &str) -> Result<(), Errno> {
+    match unlink(name) {
+        Err(Errno::ENOENT) => Ok(()),
+        other => other.and_then(|()| sync_parent(name)),
+    }
 }
 
 /// Removes a file that may be missing already.

@@ -1,7 +1,8 @@
 //! The end of a message: its bounce is injected, then its files go.
 //!
 //! S5 to S2 is the removal of info; from there qmail-clean does S2 to S1. The lists have gone and been
-//! synced before.
+//! synced before. A message on its short way comes here only when the sender must hear of a failure (or when
+//! qmail-clean refused), and goes back there for its end.
 #![forbid(unsafe_code)]
 
 use crate::cleaner::Task;
@@ -9,6 +10,7 @@ use crate::desk::{
     Desk, SYSTEM_TROUBLE_SECONDS, Wake, file_stat, list_path, modified, now, remove, sync_parent,
 };
 use crate::proof::{Errand, Proof};
+use crate::short;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
@@ -71,16 +73,19 @@ pub struct Done {
 
 impl Done {
     /// Descriptors that answer for bounces handed in.
-    pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.bounces.iter().filter_map(|bounce| match &bounce.stage {
-            Stage::Sent(pending) => pending.fd(),
-            _ => None,
+    pub fn fds(&self, desk: &Desk) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.bounces.iter().filter(|bounce| !desk.short.is_changing(bounce.number)).filter_map(|bounce| {
+            match &bounce.stage {
+                Stage::Sent(pending) => pending.fd(),
+                _ => None,
+            }
         })
     }
 
     pub fn wake(&self, desk: &Desk, proof: &Proof) -> Wake {
         let now = now();
         let each = self.bounces.iter().map(|bounce| match &bounce.stage {
+            _ if desk.short.is_changing(bounce.number) => Wake::Never,
             Stage::Sent(pending) if pending.fd().is_some() => Wake::Never,
             Stage::Sent(_) => Wake::Soon, // all is said, and the child is about to end
             _ => Wake::Now,
@@ -109,6 +114,10 @@ impl Done {
     pub fn step(&mut self, desk: &mut Desk, proof: &mut Proof) {
         let mut going = Vec::with_capacity(self.bounces.len());
         for mut bounce in std::mem::take(&mut self.bounces) {
+            if desk.short.is_changing(bounce.number) {
+                going.push(bounce); // its end depends on which way the message is
+                continue;
+            }
             match bounce.step(desk) {
                 Step::Going => going.push(bounce),
                 Step::Queued(qp) => {
@@ -135,7 +144,11 @@ impl Done {
     }
 
     fn begin(&mut self, desk: &mut Desk, proof: &mut Proof, due: u64, number: Number) {
-        if desk.is_aside(number) {
+        if desk.is_aside(number) || self.is_in_hand(number) {
+            return;
+        }
+        if desk.short.contains(number) {
+            self.begin_short(desk, number);
             return;
         }
         match outlook(desk, number) {
@@ -150,7 +163,25 @@ impl Done {
         }
     }
 
+    /// Whether its bounce is being put together or handed in, or waits for that.
+    fn is_in_hand(&self, number: Number) -> bool {
+        self.bounces.iter().any(|bounce| bounce.number == number) || self.line.contains(&number)
+    }
+
+    fn begin_short(&mut self, desk: &mut Desk, number: Number) {
+        match desk.short.outlook(number) {
+            short::Outlook::Bounce => self.line.push_back(number),
+            short::Outlook::End => short::end(desk, number),
+            short::Outlook::NotYet if desk.short.is_changing(number) => desk.done.insert(now() + 1, number),
+            short::Outlook::NotYet => {}
+        }
+    }
+
     fn begin_bounce(&mut self, desk: &mut Desk, number: Number) {
+        if desk.short.is_changing(number) {
+            desk.done.insert(now() + 1, number);
+            return;
+        }
         match Bounce::begin(desk, number) {
             Ok(Some(bounce)) => self.bounces.push(bounce),
             Ok(None) => {
@@ -201,7 +232,8 @@ fn later(desk: &mut Desk, number: Number) {
     desk.done.insert(now() + SYSTEM_TROUBLE_SECONDS, number);
 }
 
-/// The sender knows: bounce/N goes, durably, so that one found without info is never a leftover of ours.
+/// The sender knows: bounce/N goes, durably, so that one found without info is never a leftover of ours,
+/// and so that it is not there when `todo/N` is gone.
 fn after_bounce(desk: &mut Desk, number: Number) {
     let name = bounce_path(number);
     if remove(&name).is_err() {
@@ -215,6 +247,10 @@ fn after_bounce(desk: &mut Desk, number: Number) {
 
 /// S5 to S2, and on to S1.
 fn end(desk: &mut Desk, number: Number) {
+    if desk.short.contains(number) {
+        short::end(desk, number);
+        return;
+    }
     if desk.unproven.remove(&number) {
         // Removed in an earlier life: perhaps not yet for certain.
         for way in Way::BOTH {
@@ -234,9 +270,14 @@ fn end(desk: &mut Desk, number: Number) {
 impl Bounce {
     /// None for a triple bounce.
     fn begin(desk: &Desk, number: Number) -> Result<Option<Bounce>, &'static str> {
-        let info = fd::read_file(queue::info(number), INFO_MAX).ok().flatten().ok_or(INJECTING)?;
-        let info = Info::parse(&info).map_err(|_| INJECTING)?;
-        let Some(letter) = desk.controls.names.letter(&info.sender, now()) else { return Ok(None) };
+        let sender = match desk.short.get(number) {
+            Some(message) => message.sender.clone(),
+            None => {
+                let info = fd::read_file(queue::info(number), INFO_MAX).ok().flatten().ok_or(INJECTING)?;
+                Info::parse(&info).map_err(|_| INJECTING)?.sender
+            }
+        };
+        let Some(letter) = desk.controls.names.letter(&sender, now()) else { return Ok(None) };
         let stage = Stage::Reports {
             from: fd::open_read(bounce_path(number)).map_err(|_| INJECTING)?,
             mess: fd::open_read(queue::mess(number)).map_err(|_| INJECTING)?,

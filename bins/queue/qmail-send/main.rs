@@ -16,8 +16,9 @@
 //! |---|---|
 //! | `start` | descriptors, control files, lock, what the queue holds |
 //! | `desk` | what all parts look at: due times, what is proven, what is kept aside |
-//! | `todo` | preprocessing: `todo/N` becomes info and lists |
-//! | `channel` | passes over the lists, deliveries, reports |
+//! | `todo` | from `todo/N` onward: to the short way, or into info and lists |
+//! | `short` | messages delivered straight from `todo/N` |
+//! | `channel`, `pass` | passes over the lists, deliveries, reports |
 //! | `bounces`, `done` | what failed, and the end of a message |
 //! | `proof` | messages found at a start against their commit record |
 //! | `cleaner`, `sweep` | qmail-clean, and what others left behind |
@@ -30,7 +31,9 @@ mod controls;
 mod desk;
 mod done;
 mod log;
+mod pass;
 mod proof;
+mod short;
 mod start;
 mod sweep;
 mod todo;
@@ -55,8 +58,8 @@ const SLEEP_MAX_SECONDS: u64 = 86_400;
 /// The shortest, where a child is about to end.
 const SOON: Duration = Duration::from_millis(10);
 
-/// How long an end waits for bounces that somebody else has in hand. A bounce sent again is a nuisance, a
-/// stop that takes a day is one too.
+/// How long an end waits for bounces that somebody else has in hand, and for files that cannot be written. A
+/// bounce or a message sent again is a nuisance, a stop that takes a day is one too.
 const STOP_SECONDS: u64 = 60;
 
 fn main() -> ! {
@@ -78,6 +81,7 @@ fn send(args: Args) -> Result<(), Trouble> {
     for way in Way::BOTH {
         channel::store_due_times(&mut manager.desk, way);
     }
+    short::say_forgotten(&manager.desk);
     log.line("status: exiting");
     Ok(())
 }
@@ -92,7 +96,7 @@ struct Manager {
     sweep: sweep::Sweep,
     /// It has been said that qmail-clean is gone.
     cleaner_lost: bool,
-    /// When patience with others' work ends, once we are stopping.
+    /// When patience with others' work ends, once we are stopping and no delivery runs.
     stop_by: Option<u64>,
     /// Held for life: there is one qmail-send a queue.
     _mutex: Flock<OwnedFd>,
@@ -116,9 +120,13 @@ impl Manager {
             channel.serve(desk, ready);
         }
         if ready.contains(&Call::Cleaner)
-            && let Some((Task::Preprocessed(number), done)) = desk.cleaner.answer(desk.log)
+            && let Some((task, done)) = desk.cleaner.answer(desk.log)
         {
-            self.todo.committed(desk, number, done);
+            match task {
+                Task::Preprocessed(number) => self.todo.committed(desk, &mut self.channels, number, done),
+                Task::Ended(number) => short::ended(desk, number, done),
+                Task::Delivered(_) | Task::Finished(_) | Task::Leftover(_) => {}
+            }
         }
         if !desk.cleaner.is_alive() && !self.cleaner_lost {
             self.cleaner_lost = true;
@@ -128,7 +136,7 @@ impl Manager {
         if ready.contains(&Call::Trigger) {
             self.todo.pulled();
         }
-        self.todo.step(desk);
+        self.todo.step(desk, &mut self.channels);
         self.proof.step(desk);
         for channel in &mut self.channels {
             channel.step(desk, &mut self.proof);
@@ -145,11 +153,12 @@ impl Manager {
         if signal::take(Signal::SIGALRM) {
             self.desk.local.hurry(now());
             self.desk.remote.hurry(now());
+            self.desk.short.hurry();
         }
         if signal::take(Signal::SIGHUP) {
             self.desk.controls.reread(&self.desk.home, self.desk.log);
         }
-        if self.desk.stopping && self.stop_by.is_none() {
+        if self.desk.stopping && self.stop_by.is_none() && self.channels.iter().all(Channel::is_quiet) {
             self.stop_by = Some(now() + STOP_SECONDS);
         }
     }
@@ -157,22 +166,26 @@ impl Manager {
     /// Stopping, and nothing of ours is in anybody's hands.
     fn may_end(&self) -> bool {
         let patient = self.stop_by.is_none_or(|end| now() < end);
+        let cleaner = &self.desk.cleaner;
         self.desk.stopping
             && self.channels.iter().all(Channel::is_quiet)
-            && (!patient || (self.done.is_quiet() && self.desk.cleaner.is_idle()))
+            && (!patient
+                || (self.done.is_quiet()
+                    && cleaner.is_idle()
+                    && (!cleaner.is_alive() || self.desk.short.is_quiet())))
     }
 
     /// Sleeps until a descriptor, a signal or a due time calls; who called.
     fn wait(&self) -> Vec<Call> {
         let mut calls: Vec<(Call, BorrowedFd<'_>, PollFlags)> = Vec::new();
         let mut listen = |call, fd: Option<_>, events| calls.extend(fd.map(|fd| (call, fd, events)));
-        listen(Call::Trigger, self.todo.trigger_fd(), PollFlags::POLLIN);
+        listen(Call::Trigger, self.todo.trigger_fd(&self.desk), PollFlags::POLLIN);
         for channel in &self.channels {
             listen(Call::Reports(channel.way()), channel.reports_fd(), PollFlags::POLLIN);
             listen(Call::Commands(channel.way()), channel.commands_fd(), PollFlags::POLLOUT);
         }
         listen(Call::Cleaner, self.desk.cleaner.fd(), PollFlags::POLLIN);
-        for fd in self.done.fds() {
+        for fd in self.done.fds(&self.desk) {
             listen(Call::Bounce, Some(fd), PollFlags::POLLIN);
         }
         let mut fds: Vec<PollFd<'_>> =

@@ -2,13 +2,14 @@
 #![forbid(unsafe_code)]
 
 use crate::Manager;
-use crate::channel::Channel;
+use crate::channel::{Channel, Limits};
 use crate::cleaner::Cleaner;
 use crate::controls::{self, Controls};
 use crate::desk::{Desk, Load, SLEEP_SECONDS, is_message_gone, remove};
 use crate::done::{Done, schedule_found};
 use crate::log::Log;
 use crate::proof::Proof;
+use crate::short::Short;
 use crate::sweep::Sweep;
 use crate::todo::{Todo, is_waiting};
 use jail::{Jail, programs};
@@ -24,6 +25,7 @@ use qmail::queue::client::{Reach, reach};
 use qmail::queue::rewrite::Way;
 use qmail::queue::schedule::Schedule;
 use qmail::queue::{self, Number, SPLIT};
+use qmail::spawn;
 use qmail::sys::signal;
 use qmail::trouble::Trouble;
 use std::collections::{BTreeMap, BTreeSet};
@@ -63,13 +65,14 @@ pub fn start(log: Log) -> Result<Manager, &'static str> {
         Flock::lock(mutex, FlockArg::LockExclusiveNonblock).map_err(|_| "qmail-send is already running")?;
 
     let descriptors = descriptors.ok_or("hath the daemon spawn no fire?")?;
-    let slots = |read: &OwnedFd, wanted: u64| {
-        first_byte(read).map(|limit| usize::try_from(wanted.min(limit)).unwrap_or(0))
+    let limits = |read: &OwnedFd, wanted: u64, together: bool| {
+        first_byte(read).map(|limit| Limits::of(wanted, limit, together))
     };
     let [to_local, from_local, to_remote, from_remote, to_clean, from_clean] = descriptors;
     let [wanted_local, wanted_remote] = controls.concurrency;
-    let local = slots(&from_local, wanted_local).ok_or("hath the daemon spawn no fire?")?;
-    let remote = slots(&from_remote, wanted_remote).ok_or("hath the daemon spawn no fire?")?;
+    let local = limits(&from_local, wanted_local, false).ok_or("hath the daemon spawn no fire?")?;
+    let remote = limits(&from_remote, wanted_remote, spawn::is_together_announced())
+        .ok_or("hath the daemon spawn no fire?")?;
     // A spawner that is slow to read must not stop us; these pipe ends are ours alone.
     for pipe in [&to_local, &to_remote] {
         let _ = fd::set_nonblocking(pipe, true);
@@ -84,7 +87,8 @@ pub fn start(log: Log) -> Result<Manager, &'static str> {
         local: Schedule::default(),
         remote: Schedule::default(),
         done: Schedule::default(),
-        load: [Load { used: 0, max: local }, Load { used: 0, max: remote }],
+        short: Short::default(),
+        load: [Load { used: 0, max: local.connections }, Load { used: 0, max: remote.connections }],
         deliveries: 0,
         unproven: BTreeSet::new(),
         aside: BTreeMap::new(),
@@ -93,7 +97,7 @@ pub fn start(log: Log) -> Result<Manager, &'static str> {
     };
     find_messages(&mut desk);
     desk.say_status();
-    let jobs = local + remote;
+    let jobs = local.connections + remote.connections;
     Ok(Manager {
         desk,
         channels: [
@@ -133,10 +137,10 @@ fn descriptors() -> Option<[OwnedFd; 6]> {
 }
 
 /// What a spawner says first: how many deliveries it can run.
-fn first_byte(from: &OwnedFd) -> Option<u64> {
+fn first_byte(from: &OwnedFd) -> Option<u8> {
     let mut byte = [0u8; 1];
     match fd::read(from, &mut byte) {
-        Ok(1) => Some(u64::from(byte[0])),
+        Ok(1) => Some(byte[0]),
         _ => None,
     }
 }

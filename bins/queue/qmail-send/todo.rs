@@ -1,20 +1,23 @@
-//! Preprocessing: `todo/N` becomes `info/S/N` and the recipient lists (S4 to S5).
+//! From `todo/N` onward: a message with few recipients is delivered at once (the short way, `short`); for
+//! others, and for those that did not end soon, `todo/N` becomes `info/S/N` and the recipient lists (S4 to S5).
 //!
 //! Each turn does one small step: a directory entry, some records, one sync. The commit is the removal
-//! of `todo/N` by qmail-clean; whatever goes wrong before it is begun again at the next scan.
-//!
-//! The short way (delivering few recipients straight from `todo/N`, S4 to S2) will start here instead of
-//! `Writing`: the envelope is read, the writer's lock is gone, nothing has been written yet.
+//! of `todo/N` by qmail-clean; whatever goes wrong before it is begun again at the next scan, or, for a message
+//! that is changing its way, after a pause.
 #![forbid(unsafe_code)]
 
-use crate::channel::RECORD_MAX;
+use crate::channel::{Channel, RECORD_MAX};
 use crate::cleaner::Task;
-use crate::desk::{Desk, SLEEP_SECONDS, Wake, file_stat, is_message_gone, list_path, now, remove};
+use crate::desk::{
+    Desk, SLEEP_SECONDS, Wake, file_stat, is_message_gone, list_path, now, remove, remove_durably,
+};
 use crate::proof::Hasher;
+use crate::short::{self, Fate, Message, RECIPIENTS_MAX};
 use nix::dir::{Dir, OwningIter};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::sys::stat::{Mode, fstat};
+use nix::sys::stat::{Mode, fstat, futimens};
+use nix::sys::time::TimeSpec;
 use qmail::envelope;
 use qmail::fd;
 use qmail::queue::info::{ListMeter, check_record};
@@ -27,6 +30,7 @@ use qmail::sys::descriptor::start_writeback;
 use qmail::timed::Reader;
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
 
 /// Seconds until `todo` is looked at although nobody pulled the trigger.
 const RESCAN_SECONDS: u64 = 1500;
@@ -40,17 +44,20 @@ const LIST_BUFFER: usize = 32 * 1024;
 /// Preprocessed messages that may wait for qmail-clean while the next ones are begun.
 const COMMITTING_MAX: usize = 8;
 
+/// Directory entries that one turn passes over because they need nothing.
+const ENTRIES_A_TURN: usize = 64;
+
 pub struct Todo {
     /// The fifo that qmail-queue writes to. Opened anew before every scan, never read.
     trigger: Option<OwnedFd>,
     scan: Option<OwningIter>,
     next_scan: u64,
     job: Option<Job>,
-    /// Waiting for qmail-clean: which lists were written.
-    committing: BTreeMap<Number, [bool; 2]>,
+    /// Waiting for qmail-clean: what was written.
+    committing: BTreeMap<Number, Written>,
 }
 
-/// One message on its way from S4 to S5.
+/// One message on its way from S4 onward.
 struct Job {
     number: Number,
     /// Bytes of the message.
@@ -60,8 +67,18 @@ struct Job {
 
 enum Stage {
     Proving(Box<Proving>),
+    Reading(Box<Reading>),
     Writing(Box<Writing>),
     Syncing(Syncing),
+}
+
+/// The files of a message in S5.
+#[derive(Clone)]
+enum Written {
+    /// Preprocessed: which lists there are.
+    New([bool; 2]),
+    /// Its way was changed: where each recipient stands in its list; None for those without a list.
+    Changed(Vec<Option<u64>>),
 }
 
 /// A number found at the start: is the envelope whole, and is the message the one it was written for?
@@ -74,14 +91,30 @@ struct Proving {
     mess: Hasher,
 }
 
+/// The envelope of a message that may go the short way.
+struct Reading {
+    todo: Reader<OwnedFd>,
+    uid: u64,
+    pid: u64,
+    sender: Option<Vec<u8>>,
+    commit: Option<Commit>,
+    recipients: Vec<(Way, Vec<u8>)>,
+}
+
 struct Writing {
     todo: Reader<OwnedFd>,
     uid: u64,
     pid: u64,
+    commit: Option<Commit>,
+    files: Files,
+}
+
+/// Info and recipient lists being written.
+struct Files {
+    number: Number,
     info: OwnedFd,
     /// What was written to info so far; empty until the sender was seen.
     head: Vec<u8>,
-    commit: Option<Commit>,
     lists: [Option<List>; 2],
 }
 
@@ -89,6 +122,8 @@ struct Writing {
 struct List {
     name: String,
     file: OwnedFd,
+    /// Bytes so far.
+    length: u64,
     buffer: Vec<u8>,
     meter: ListMeter,
 }
@@ -96,13 +131,15 @@ struct List {
 /// Everything is written: what is still to be synced, in order.
 struct Syncing {
     rest: VecDeque<(String, OwnedFd)>,
-    lists: [bool; 2],
+    written: Written,
 }
 
 /// What a step came to.
 enum Step {
     Going(Stage),
-    Synced([bool; 2]),
+    /// It is on its short way.
+    Started,
+    Synced(Written),
     /// A warning; the next scan begins again.
     Trouble(String),
     /// Kept aside for this reason.
@@ -124,8 +161,8 @@ impl Todo {
     }
 
     /// To poll for a pull, when one would start a scan.
-    pub fn trigger_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.trigger.as_ref().filter(|_| self.scan.is_none()).map(AsFd::as_fd)
+    pub fn trigger_fd(&self, desk: &Desk) -> Option<BorrowedFd<'_>> {
+        self.trigger.as_ref().filter(|_| self.scan.is_none() && !desk.stopping).map(AsFd::as_fd)
     }
 
     /// Somebody pulled the trigger.
@@ -134,14 +171,29 @@ impl Todo {
     }
 
     pub fn wake(&self, desk: &Desk) -> Wake {
+        let change = self.wake_of_changes(desk);
         if desk.stopping {
-            Wake::Never
+            change
         } else if self.job.is_some() {
             Wake::Now
         } else if self.scan.is_some() {
-            Wake::now_if(self.may_begin(desk))
+            Wake::now_if(self.may_begin(desk)).min(change)
         } else {
-            Wake::at(Some(self.next_scan), now())
+            Wake::at(Some(self.next_scan), now()).min(change)
+        }
+    }
+
+    fn wake_of_changes(&self, desk: &Desk) -> Wake {
+        if self.job.as_ref().is_some_and(|job| desk.short.is_changing(job.number)) {
+            return Wake::Now;
+        }
+        if !self.may_begin(desk) {
+            return Wake::Never; // qmail-clean's answer will call
+        }
+        match desk.short.until_change(Instant::now(), desk.stopping) {
+            Some(left) if left.is_zero() => Wake::Now,
+            Some(left) => Wake::At(now() + left.as_secs() + 1),
+            None => Wake::Never,
         }
     }
 
@@ -149,13 +201,27 @@ impl Todo {
         self.committing.len() < COMMITTING_MAX && desk.cleaner.has_room()
     }
 
-    pub fn step(&mut self, desk: &mut Desk) {
+    pub fn step(&mut self, desk: &mut Desk, channels: &mut [Channel; 2]) {
         if desk.stopping {
-            return;
+            // Of what is begun only a change of way goes on; the rest is in S4, and the next start's.
+            self.job = self.job.take().filter(|job| desk.short.is_changing(job.number));
         }
         if let Some(job) = self.job.take() {
-            self.job = self.advance(desk, job);
-        } else if self.scan.is_some() {
+            self.job = self.advance(desk, channels, job);
+        } else if self.may_begin(desk)
+            && let Some(number) = desk.short.next_change(Instant::now(), desk.stopping)
+        {
+            self.job = change(desk, number);
+            if self.job.is_none() {
+                give_up_change(desk, channels, number);
+            }
+        } else if !desk.stopping {
+            self.look(desk);
+        }
+    }
+
+    fn look(&mut self, desk: &mut Desk) {
+        if self.scan.is_some() {
             if self.may_begin(desk) {
                 self.next_entry(desk);
             }
@@ -183,25 +249,33 @@ impl Todo {
     }
 
     fn next_entry(&mut self, desk: &mut Desk) {
-        match self.scan.as_mut().and_then(Iterator::next) {
-            Some(Ok(entry)) => {
-                let Some(number) = queue::number(entry.file_name().to_bytes()) else { return };
-                if !desk.is_aside(number) && !self.committing.contains_key(&number) {
-                    self.job = begin(desk, number);
+        for _ in 0..ENTRIES_A_TURN {
+            match self.scan.as_mut().and_then(Iterator::next) {
+                Some(Ok(entry)) => {
+                    let Some(number) = queue::number(entry.file_name().to_bytes()) else { continue };
+                    if self.committing.contains_key(&number) || desk.short.contains(number) {
+                        continue;
+                    }
+                    if !desk.is_aside(number) {
+                        self.job = begin(desk, number);
+                    }
+                    return;
+                }
+                None => self.scan = None,
+                Some(Err(_)) => {
+                    self.scan = None;
+                    self.later(desk);
                 }
             }
-            None => self.scan = None,
-            Some(Err(_)) => {
-                self.scan = None;
-                self.later(desk);
-            }
+            return;
         }
     }
 
-    fn advance(&mut self, desk: &mut Desk, mut job: Job) -> Option<Job> {
+    fn advance(&mut self, desk: &mut Desk, channels: &mut [Channel; 2], mut job: Job) -> Option<Job> {
         let step = match job.stage {
-            Stage::Proving(proving) => proving.step(desk, job.number),
-            Stage::Writing(writing) => writing.step(desk, job.number, job.size),
+            Stage::Proving(proving) => proving.step(job.number),
+            Stage::Reading(reading) => reading.step(desk, channels, job.number, job.size),
+            Stage::Writing(writing) => writing.step(desk, job.size),
             Stage::Syncing(syncing) => syncing.step(),
         };
         match step {
@@ -209,31 +283,47 @@ impl Todo {
                 job.stage = stage;
                 return Some(job);
             }
-            Step::Synced(lists) => {
-                self.committing.insert(job.number, lists);
+            Step::Started => {}
+            Step::Synced(written) => {
+                self.committing.insert(job.number, written);
                 desk.cleaner.ask(Task::Preprocessed(job.number));
             }
-            Step::Trouble(what) => desk.log.line(format!("warning: {what}")),
+            Step::Trouble(what) => {
+                desk.log.line(format!("warning: {what}"));
+                give_up_change(desk, channels, job.number);
+            }
             Step::Aside(reason) => desk.put_aside(job.number, &reason),
         }
         None
     }
 
     /// qmail-clean answered: with success the message is in S5 and may be delivered.
-    pub fn committed(&mut self, desk: &mut Desk, number: Number, done: bool) {
-        let Some(lists) = self.committing.remove(&number) else { return };
+    pub fn committed(&mut self, desk: &mut Desk, channels: &mut [Channel; 2], number: Number, done: bool) {
+        let Some(written) = self.committing.remove(&number) else { return };
         if !done {
+            give_up_change(desk, channels, number);
             return; // still in S4: the next scan redoes it
         }
         desk.unproven.remove(&number);
-        let now = now();
-        for (way, used) in Way::BOTH.into_iter().zip(lists) {
-            if used {
-                desk.schedule(way).insert(now, number);
+        match written {
+            Written::New(lists) => {
+                let now = now();
+                for (way, used) in Way::BOTH.into_iter().zip(lists) {
+                    if used {
+                        desk.schedule(way).insert(now, number);
+                    }
+                }
+                if lists == [false, false] {
+                    desk.done.insert(now, number);
+                }
             }
-        }
-        if lists == [false, false] {
-            desk.done.insert(now, number);
+            Written::Changed(offsets) => {
+                let Some(message) = desk.short.remove(number) else { return };
+                for channel in channels {
+                    channel.adopt(desk, number, &message, &offsets);
+                    channel.take_held(desk);
+                }
+            }
         }
     }
 }
@@ -274,15 +364,61 @@ fn begin(desk: &mut Desk, number: Number) -> Option<Job> {
         let (meter, mess) = (Meter::new(), Hasher::new(mess));
         Stage::Proving(Box::new(Proving { todo, meter, commit: None, recipient: None, mess }))
     } else {
-        match Writing::begin(desk, number, todo) {
-            Ok(writing) => Stage::Writing(Box::new(writing)),
-            Err(what) => {
-                desk.log.line(format!("warning: {what}"));
-                return None;
-            }
-        }
+        Stage::Reading(Box::new(Reading::new(todo)))
     };
     Some(Job { number, size, stage })
+}
+
+/// A change of way begins: everything is written that is to be written. None after trouble.
+fn change(desk: &mut Desk, number: Number) -> Option<Job> {
+    let message = desk.short.change(number)?;
+    match write_changed(number, &message) {
+        Ok(syncing) => Some(Job { number, size: 0, stage: Stage::Syncing(syncing) }),
+        Err(what) => {
+            desk.log.line(format!("warning: {what}"));
+            None
+        }
+    }
+}
+
+/// If this message was changing its way, it is on the short one still.
+fn give_up_change(desk: &mut Desk, channels: &mut [Channel; 2], number: Number) {
+    if desk.short.is_changing(number) {
+        desk.short.change_failed(number, Instant::now());
+        for channel in channels {
+            channel.take_held(desk);
+        }
+    }
+}
+
+/// Info and lists of a message of which something is known already: born when it was first seen, with marks
+/// for those who are done. Its bounce stays, and is to be synced with the rest.
+fn write_changed(number: Number, message: &Message) -> Result<Syncing, String> {
+    for name in [list_path(Way::Local, number), list_path(Way::Remote, number), queue::info(number)] {
+        remove(&name).map_err(|_| format!("unable to unlink {name}"))?;
+    }
+    let mut files = Files::create(number)?;
+    files.sender(&message.sender)?;
+    let mut offsets = Vec::new();
+    for recipient in &message.recipients {
+        let left = |r: &short::Recipient| r.way == recipient.way && r.fate != Fate::Done;
+        offsets.push(if message.recipients.iter().any(left) {
+            let letter = if recipient.fate == Fate::Done { b'D' } else { b'T' };
+            Some(files.recipient(recipient.way, letter, &recipient.address)?)
+        } else {
+            None // a list on which everybody is done would only be removed
+        });
+    }
+    let birth = TimeSpec::new(i64::try_from(message.birth).unwrap_or(i64::MAX), 0);
+    let Syncing { mut rest, .. } = files.finish(message.commit.as_ref(), message.pid, Some(birth))?;
+    if message.has_failed() {
+        let name = queue::bounce_path(number);
+        let bounce = fd::open_read(&name).map_err(|_| format!("unable to open {name}"))?;
+        rest.push_back((name, bounce));
+        let directory = fd::open_directory("bounce").map_err(|_| "unable to open bounce".to_string())?;
+        rest.push_back(("bounce".to_string(), directory));
+    }
+    Ok(Syncing { rest, written: Written::Changed(offsets) })
 }
 
 /// `todo/N` without a message: what is left of one that ended before its envelope was removed. Its other
@@ -305,7 +441,8 @@ fn finish_without_message(desk: &mut Desk, number: Number) {
     desk.cleaner.ask(Task::Finished(number));
 }
 
-/// What an earlier, unfinished preprocessing (or the number's former message) left.
+/// What an earlier attempt that a crash has undone (or the number's former message) left. For good: a bounce
+/// or a list that came back beside the message in S5 would speak of somebody who has been tried since.
 pub fn remove_traces(number: Number) -> Result<(), String> {
     let names = [
         list_path(Way::Local, number),
@@ -314,16 +451,16 @@ pub fn remove_traces(number: Number) -> Result<(), String> {
         queue::bounce_path(number),
     ];
     for name in names {
-        remove(&name).map_err(|_| format!("unable to unlink {name}"))?;
+        remove_durably(&name).map_err(|_| format!("unable to unlink {name}"))?;
     }
     Ok(())
 }
 
 impl Proving {
-    fn step(mut self: Box<Self>, desk: &mut Desk, number: Number) -> Step {
+    fn step(mut self: Box<Self>, number: Number) -> Step {
         let name = queue::todo_path(number);
         if self.commit.is_some() {
-            return self.hash_message(desk, number);
+            return self.hash_message(number);
         }
         for _ in 0..RECORDS_A_TURN {
             match todo::next(&mut self.todo) {
@@ -348,7 +485,7 @@ impl Proving {
                 // Without a record (an old qmail-queue wrote it) the old rule: what is there is accepted, if
                 // it is for somebody and has not lost its record just there.
                 Ok(None) if self.recipient.is_some_and(|last| !record::is_swallowed_by(&last)) => {
-                    return write_now(desk, number);
+                    return read_now(number);
                 }
                 Ok(None) => return Step::Aside(format!("{name} is not what was accepted")),
                 Err(_) => return Step::Trouble(format!("trouble reading {name}")),
@@ -357,14 +494,14 @@ impl Proving {
         Step::Going(Stage::Proving(self))
     }
 
-    fn hash_message(mut self: Box<Self>, desk: &mut Desk, number: Number) -> Step {
+    fn hash_message(mut self: Box<Self>, number: Number) -> Step {
         let name = queue::mess(number);
         match self.mess.step() {
             Ok(None) => Step::Going(Stage::Proving(self)),
             Ok(Some((length, hash)))
                 if self.commit.as_ref().is_none_or(|c| c.matches_message(length, &hash)) =>
             {
-                write_now(desk, number)
+                read_now(number)
             }
             Ok(Some(_)) => Step::Aside(format!("{name} is not what was accepted")),
             Err(_) => Step::Trouble(format!("trouble reading {name}")),
@@ -373,12 +510,78 @@ impl Proving {
 }
 
 /// From proof to work: the envelope is read once more from its start.
-fn write_now(desk: &mut Desk, number: Number) -> Step {
-    let name = queue::todo_path(number);
-    let Ok(todo) = fd::open_read(&name) else { return Step::Trouble(format!("unable to open {name}")) };
-    match Writing::begin(desk, number, Reader::new(todo)) {
-        Ok(writing) => Step::Going(Stage::Writing(Box::new(writing))),
+fn read_now(number: Number) -> Step {
+    match reopen(number) {
+        Ok(todo) => Step::Going(Stage::Reading(Box::new(Reading::new(todo)))),
         Err(what) => Step::Trouble(what),
+    }
+}
+
+fn reopen(number: Number) -> Result<Reader<OwnedFd>, String> {
+    let name = queue::todo_path(number);
+    fd::open_read(&name).map(Reader::new).map_err(|_| format!("unable to open {name}"))
+}
+
+fn log_sender(desk: &Desk, number: Number, size: u64, sender: &[u8], pid: u64, uid: u64) {
+    let from = log_safe(sender);
+    desk.log.line(format!("info msg {number}: bytes {size} from <{from}> qp {pid} uid {uid}"));
+}
+
+impl Reading {
+    fn new(todo: Reader<OwnedFd>) -> Reading {
+        Reading { todo, uid: 0, pid: 0, sender: None, commit: None, recipients: Vec::new() }
+    }
+
+    /// Starts the short way, or begins the long one: for many recipients, without a slot for each, and for
+    /// what is strange about an envelope, which the long way will say.
+    fn step(mut self, desk: &mut Desk, channels: &mut [Channel; 2], number: Number, size: u64) -> Step {
+        if self.read(desk)
+            && let Some(sender) = self.sender.take()
+            && let [Some(local), Some(remote)] =
+                channels.each_ref().map(|channel| channel.plan(&sender, &self.recipients))
+        {
+            if let Err(what) = remove_traces(number) {
+                return Step::Trouble(what);
+            }
+            desk.orphans.remove(&number); // the number has a message again
+            desk.unproven.remove(&number);
+            desk.log.line(format!("new msg {number}"));
+            log_sender(desk, number, size, &sender, self.pid, self.uid);
+            desk.short.insert(number, Message::new(sender, self.pid, self.commit, self.recipients));
+            for (channel, plan) in channels.iter_mut().zip([local, remote]) {
+                channel.start(desk, number, plan);
+            }
+            short::settled(desk, number); // nobody at all is everybody
+            return Step::Started;
+        }
+        match reopen(number).and_then(|todo| Writing::begin(desk, number, todo)) {
+            Ok(writing) => Step::Going(Stage::Writing(Box::new(writing))),
+            Err(what) => Step::Trouble(what),
+        }
+    }
+
+    /// Reads the envelope; whether it was read to its end and can go the short way.
+    fn read(&mut self, desk: &Desk) -> bool {
+        for _ in 0..RECORDS_A_TURN {
+            match todo::next(&mut self.todo) {
+                Ok(Some(Record::Uid(uid))) => self.uid = uid,
+                Ok(Some(Record::Pid(pid))) => self.pid = pid,
+                Ok(Some(Record::Sender(sender))) if self.sender.is_none() => self.sender = Some(sender),
+                Ok(Some(Record::Recipient(address)))
+                    if self.sender.is_some() && self.recipients.len() < RECIPIENTS_MAX =>
+                {
+                    let (way, rewritten) = desk.controls.rules.rewrite(&address);
+                    if rewritten.len() > RECORD_MAX {
+                        return false;
+                    }
+                    self.recipients.push((way, rewritten));
+                }
+                Ok(Some(Record::Commit(commit))) if self.commit.is_none() => self.commit = Some(commit),
+                Ok(None) => return self.sender.is_some(),
+                Ok(Some(_)) | Err(_) => return false,
+            }
+        }
+        false
     }
 }
 
@@ -386,14 +589,13 @@ impl Writing {
     fn begin(desk: &mut Desk, number: Number, todo: Reader<OwnedFd>) -> Result<Writing, String> {
         remove_traces(number)?;
         desk.orphans.remove(&number); // the number has a message again
-        let name = queue::info(number);
-        let info = fd::create_new(&name, 0o600).map_err(|_| format!("unable to create {name}"))?;
+        let files = Files::create(number)?;
         desk.log.line(format!("new msg {number}"));
-        Ok(Writing { todo, uid: 0, pid: 0, info, head: Vec::new(), commit: None, lists: [None, None] })
+        Ok(Writing { todo, uid: 0, pid: 0, commit: None, files })
     }
 
-    fn step(mut self: Box<Self>, desk: &mut Desk, number: Number, size: u64) -> Step {
-        let name = queue::todo_path(number);
+    fn step(mut self: Box<Self>, desk: &mut Desk, size: u64) -> Step {
+        let name = queue::todo_path(self.files.number);
         for _ in 0..RECORDS_A_TURN {
             let written = match todo::next(&mut self.todo) {
                 Ok(Some(Record::Uid(uid))) => {
@@ -404,18 +606,24 @@ impl Writing {
                     self.pid = pid;
                     Ok(())
                 }
-                Ok(Some(Record::Sender(sender))) if self.head.is_empty() => {
-                    self.sender(desk, number, size, &sender)
+                Ok(Some(Record::Sender(sender))) if self.files.head.is_empty() => {
+                    log_sender(desk, self.files.number, size, &sender, self.pid, self.uid);
+                    self.files.sender(&sender)
                 }
-                Ok(Some(Record::Recipient(address))) if !self.head.is_empty() => {
-                    self.recipient(desk, number, &address)
+                Ok(Some(Record::Recipient(address))) if !self.files.head.is_empty() => {
+                    self.recipient(desk, &address)
                 }
                 Ok(Some(Record::Commit(commit))) if self.commit.is_none() => {
                     self.commit = Some(commit);
                     Ok(())
                 }
                 Ok(Some(_)) => Err(format!("unknown record type in {name}")),
-                Ok(None) => return self.finish(number).unwrap_or_else(Step::Trouble),
+                Ok(None) => {
+                    return match self.files.finish(self.commit.as_ref(), self.pid, None) {
+                        Ok(syncing) => Step::Going(Stage::Syncing(syncing)),
+                        Err(what) => Step::Trouble(what),
+                    };
+                }
                 Err(_) => Err(format!("trouble reading {name}")),
             };
             if let Err(what) = written {
@@ -425,36 +633,57 @@ impl Writing {
         Step::Going(Stage::Writing(self))
     }
 
-    fn sender(&mut self, desk: &Desk, number: Number, size: u64, sender: &[u8]) -> Result<(), String> {
-        let (from, pid, uid) = (log_safe(sender), self.pid, self.uid);
-        desk.log.line(format!("info msg {number}: bytes {size} from <{from}> qp {pid} uid {uid}"));
-        self.head = envelope::record(b'F', sender);
-        let name = queue::info(number);
-        fd::write_all(&self.info, &self.head).map_err(|_| format!("trouble writing to {name}"))
-    }
-
-    fn recipient(&mut self, desk: &Desk, number: Number, address: &[u8]) -> Result<(), String> {
+    fn recipient(&mut self, desk: &Desk, address: &[u8]) -> Result<(), String> {
         let (way, rewritten) = desk.controls.rules.rewrite(address);
         if rewritten.len() > RECORD_MAX {
             let what = "control files make an address too long for";
-            return Err(format!("{what} {}", list_path(way, number)));
+            return Err(format!("{what} {}", list_path(way, self.files.number)));
         }
-        let Some(place) = self.lists.get_mut(way as usize) else { return Ok(()) };
-        let list = match place {
-            Some(list) => list,
-            None => place.insert(List::create(list_path(way, number))?),
-        };
-        list.put(&envelope::record(b'T', &rewritten))
+        self.files.recipient(way, b'T', &rewritten).map(drop)
+    }
+}
+
+impl Files {
+    fn create(number: Number) -> Result<Files, String> {
+        let name = queue::info(number);
+        let info = fd::create_new(&name, 0o600).map_err(|_| format!("unable to create {name}"))?;
+        Ok(Files { number, info, head: Vec::new(), lists: [None, None] })
     }
 
-    /// The envelope has been read to its end.
-    fn finish(mut self, number: Number) -> Result<Step, String> {
+    fn sender(&mut self, sender: &[u8]) -> Result<(), String> {
+        self.head = envelope::record(b'F', sender);
+        let name = queue::info(self.number);
+        fd::write_all(&self.info, &self.head).map_err(|_| format!("trouble writing to {name}"))
+    }
+
+    /// Appends a record to a list; where it stands.
+    fn recipient(&mut self, way: Way, letter: u8, address: &[u8]) -> Result<u64, String> {
+        let [local, remote] = &mut self.lists;
+        let place = match way {
+            Way::Local => local,
+            Way::Remote => remote,
+        };
+        let list = match place {
+            Some(list) => list,
+            None => place.insert(List::create(list_path(way, self.number))?),
+        };
+        list.put(&envelope::record(letter, address))
+    }
+
+    /// The envelope has been written to its end; `birth` is info's modification time, if it is not now.
+    fn finish(
+        mut self,
+        commit: Option<&Commit>,
+        pid: u64,
+        birth: Option<TimeSpec>,
+    ) -> Result<Syncing, String> {
+        let number = self.number;
         if self.head.is_empty() {
             return Err(format!("no sender in {}", queue::todo_path(number)));
         }
         let mut records = Vec::new();
-        if let Some(commit) = &self.commit {
-            records = commit.encode(self.pid);
+        if let Some(commit) = commit {
+            records = commit.encode(pid);
         }
         self.head.extend_from_slice(&records);
         let mut rest = VecDeque::new();
@@ -474,11 +703,13 @@ impl Writing {
         let [local, remote] = &hashes;
         records.extend_from_slice(&check_record(&self.head, local.as_ref(), remote.as_ref()));
         let name = queue::info(number);
-        fd::write_all(&self.info, &records).map_err(|_| format!("trouble writing to {name}"))?;
+        fd::write_all(&self.info, &records)
+            .and_then(|()| birth.map_or(Ok(()), |birth| futimens(&self.info, &birth, &birth)))
+            .map_err(|_| format!("trouble writing to {name}"))?;
         start_writeback(&self.info);
         rest.push_front(directory_of("info", number)?);
         rest.push_front((name, self.info));
-        Ok(Step::Going(Stage::Syncing(Syncing { rest, lists: used })))
+        Ok(Syncing { rest, written: Written::New(used) })
     }
 }
 
@@ -494,14 +725,20 @@ fn directory_of(name: &str, number: Number) -> Result<(String, OwnedFd), String>
 impl List {
     fn create(name: String) -> Result<List, String> {
         match fd::create_new(&name, 0o600) {
-            Ok(file) => Ok(List { name, file, buffer: Vec::new(), meter: ListMeter::default() }),
+            Ok(file) => Ok(List { name, file, length: 0, buffer: Vec::new(), meter: ListMeter::default() }),
             Err(_) => Err(format!("unable to create {name}")),
         }
     }
 
-    fn put(&mut self, record: &[u8]) -> Result<(), String> {
+    /// Appends a record; where it stands.
+    fn put(&mut self, record: &[u8]) -> Result<u64, String> {
+        let offset = self.length;
+        self.length += record.len() as u64;
         self.buffer.extend_from_slice(record);
-        if self.buffer.len() >= LIST_BUFFER { self.flush() } else { Ok(()) }
+        if self.buffer.len() >= LIST_BUFFER {
+            self.flush()?;
+        }
+        Ok(offset)
     }
 
     fn flush(&mut self) -> Result<(), String> {
@@ -519,7 +756,7 @@ impl Syncing {
                 Ok(()) => Step::Going(Stage::Syncing(self)),
                 Err(_) => Step::Trouble(format!("trouble fsyncing {name}")),
             },
-            None => Step::Synced(self.lists),
+            None => Step::Synced(self.written),
         }
     }
 }
