@@ -303,6 +303,23 @@ mod tests {
     }
 
     #[test]
+    fn whatever_is_said_success_needs_a_word_on_the_recipient_and_then_one_on_the_message() {
+        let words: [&[u8]; 7] = [b"r", b"hno", b"slater", b"Kdone", b"Zlost", b"Dfailed", b"xwhat"];
+        for code in 0..7usize.pow(4) {
+            let said: Vec<&[u8]> = (0..4).map(|at| words[code / 7usize.pow(at) % 7]).collect();
+            let output: Vec<u8> = said.iter().flat_map(|word| [*word, b"\0"].concat()).collect();
+            let message = said.iter().position(|word| b"KZD".contains(&word[0]));
+            for (at, report) in together(&output, 3).iter().enumerate() {
+                let delivered = said[at] == b"r" && message.is_some_and(|m| m > at && said[m] == b"Kdone");
+                assert_eq!(report[0] == b'K', delivered, "{said:?} {at}");
+                let refused = said[at] == b"hno" && message.is_none_or(|m| m > at);
+                let failed = message.is_some_and(|m| said[m] == b"Dfailed" && (m <= at || said[at] == b"r"));
+                assert_eq!(report[0] == b'D', refused || failed, "{said:?} {at}");
+            }
+        }
+    }
+
+    #[test]
     fn what_many_servers_words_take_is_kept() {
         assert_eq!(remote_keep(1), 65_536);
         assert!(remote_keep(100) > 100 * (5000 + 100) + 5100);
