@@ -548,6 +548,7 @@ impl Server {
                     self.rest.clear();
                     self.ended.clear();
                     process::close(clearing.as_raw_fd());
+                    process::close(cleared.as_raw_fd());
                     let fields = std::mem::take(&mut fields);
                     let words = &service.words;
                     guard::run(Session {
