@@ -69,7 +69,7 @@ fn clean(args: program::Args) -> Result<(), Trouble> {
 
 /// One qmail-clean a queue, for life. An earlier one may still have a request of a qmail-send that is gone:
 /// carried out while the next qmail-send is at work, it would remove what belongs to another message by now.
-/// qmail-send begins when we have answered once, so it waits here too.
+/// It waits for the end of that one.
 fn wait_for_turn() -> Result<(), Trouble> {
     let trouble = |errno| Trouble::unable("lock", "intd", errno);
     let mut directory = fd::open_directory("intd").map_err(trouble)?;
