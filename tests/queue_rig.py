@@ -178,11 +178,12 @@ class Sender:
     `under` is a program that runs it in its own place.
     """
 
-    def __init__(self, queue, limits=(120, 120), answer=None, first_bytes=True, under=()):
+    def __init__(self, queue, limits=(120, 120), answer=None, first_bytes=True, under=(), greets=True):
         self.queue, self.answer = queue, answer
         self.requests, self.cleaned, self.lines = [], [], []
         self.changed = threading.Condition()
         self.clean_reply = None  # None: do it and say +
+        self.greets, self.greeted = greets, False  # whether its first question is answered; it was asked
         self.closing = False
         ends = {}
         parent = {}
@@ -261,6 +262,13 @@ class Sender:
         for chunk in self._chunks(self.parent[5]):
             *requests, data = (data + chunk).split(b"\0")
             for request in requests:
+                if not request:  # qmail-send looks whether anybody answers
+                    with self.changed:
+                        self.greeted = True
+                        self.changed.notify_all()
+                    if self.greets:
+                        self.greet()
+                    continue
                 verb, number = request.decode().split("/")
                 if not self.clean_reply:
                     for name in [f"intd/{number}", split("mess", int(number)) if verb == "foop" else f"todo/{number}"]:
@@ -278,6 +286,10 @@ class Sender:
                         return
 
     # -- what the test does
+
+    def greet(self):
+        """qmail-clean is ready."""
+        os.write(self.parent[6], b"x")
 
     def report(self, request, text):
         self.say(request.way, bytes([request.slot]) + text + b"\0")
@@ -352,7 +364,12 @@ class Traced:
         self.sender.__exit__()
 
     def calls(self, number):
-        """The calls about this message, as "sync NAME", "unlink NAME", "mark NAME", "ask REQUEST"; N for its
+        """The calls about this message: what comes behind those of the start."""
+        found = self.all_calls(number)
+        return found[found.index("sync bounce") + 1:]
+
+    def all_calls(self, number):
+        """The calls, as "sync NAME", "unlink NAME", "mark NAME", "ask REQUEST"; N for its
         number and S for its directory."""
         names, found = {}, []
         with open(self.file) as lines:

@@ -61,6 +61,19 @@ impl Cleaner {
         Cleaner { to, from, line: VecDeque::new(), asked: None, alive: true }
     }
 
+    /// Asks for nothing: a request that is refused, to see that somebody answers. None when nobody reads.
+    pub fn greet(&mut self) -> Option<()> {
+        self.alive = fd::write_all(&self.to, b"\0").is_ok();
+        self.alive.then_some(())
+    }
+
+    /// Takes the answer to that. None when there is nobody.
+    pub fn greeted(&mut self) -> Option<()> {
+        let mut byte = [0u8; 1];
+        self.alive = fd::read(&self.from, &mut byte) == Ok(1);
+        self.alive.then_some(())
+    }
+
     pub fn ask(&mut self, task: Task) {
         self.line.push_back(task);
         self.send();

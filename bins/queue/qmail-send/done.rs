@@ -23,6 +23,7 @@ use qmail::queue::rewrite::Way;
 use qmail::queue::{self, Number, bounce_path};
 use std::collections::VecDeque;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::Instant;
 
 /// Bounces on their way at once. Each is a temporary file and a question to qmail-queued.
 const BOUNCES_MAX: usize = 4;
@@ -154,6 +155,10 @@ impl Done {
         match outlook(desk, number) {
             None => later(desk, number),
             Some(Outlook::NotYet) => {}
+            // Should the writer of todo/N take it back, info would be forgotten: the sweep looks again.
+            Some(Outlook::Waiting) => {
+                desk.orphans.insert(number, Instant::now());
+            }
             Some(Outlook::End) => end(desk, number),
             // The bounce will carry the message back: to its own sender, which needs proof.
             Some(Outlook::Bounce) if desk.unproven.contains(&number) => {
@@ -198,8 +203,10 @@ impl Done {
 
 /// What is left to do for a message that is on the list.
 enum Outlook {
-    /// There are recipients left, or it has not been preprocessed after all.
+    /// There are recipients left, or nothing.
     NotYet,
+    /// There is an envelope again.
+    Waiting,
     Bounce,
     End,
 }
@@ -212,8 +219,11 @@ fn outlook(desk: &Desk, number: Number) -> Option<Outlook> {
             return Some(Outlook::NotYet);
         }
     }
-    if desk.exists(&queue::todo_path(number), LATER)? || !desk.exists(&queue::info(number), LATER)? {
+    if !desk.exists(&queue::info(number), LATER)? {
         return Some(Outlook::NotYet);
+    }
+    if desk.exists(&queue::todo_path(number), LATER)? {
+        return Some(Outlook::Waiting);
     }
     let name = bounce_path(number);
     match file_stat(&name) {
@@ -251,12 +261,7 @@ fn end(desk: &mut Desk, number: Number) {
         short::end(desk, number);
         return;
     }
-    if desk.unproven.remove(&number) {
-        // Removed in an earlier life: perhaps not yet for certain.
-        for way in Way::BOTH {
-            let _ = sync_parent(&list_path(way, number));
-        }
-    }
+    desk.unproven.remove(&number);
     desk.log.line(format!("end msg {number}"));
     let name = queue::info(number);
     if remove(&name).is_err() {

@@ -16,6 +16,7 @@ use jail::{Jail, programs};
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, umask};
 use qmail::fd;
@@ -27,7 +28,7 @@ use qmail::queue::schedule::Schedule;
 use qmail::queue::{self, Number, SPLIT};
 use qmail::spawn;
 use qmail::sys::signal;
-use qmail::trouble::Trouble;
+use qmail::trouble::{Trouble, wording};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -95,6 +96,8 @@ pub fn start(log: Log) -> Result<Manager, &'static str> {
         orphans: BTreeMap::new(),
         stopping: false,
     };
+    wait_for_cleaner(&mut desk).ok_or("lost qmail-clean connection")?;
+    make_durable(&desk);
     find_messages(&mut desk);
     desk.say_status();
     let jobs = local.connections + remote.connections;
@@ -145,6 +148,35 @@ fn first_byte(from: &OwnedFd) -> Option<u8> {
     }
 }
 
+/// qmail-clean answers when no other is left that works for a qmail-send before us: until then numbers may
+/// still lose their files. What it is asked is nothing, which every qmail-clean refuses. None when it is gone.
+fn wait_for_cleaner(desk: &mut Desk) -> Option<()> {
+    desk.cleaner.greet()?;
+    loop {
+        let mut fds = [PollFd::new(desk.cleaner.fd()?, PollFlags::POLLIN)];
+        if signal::wait(&mut fds, Some(Duration::from_secs(SLEEP_SECONDS))).is_ok_and(|ready| ready > 0) {
+            return desk.cleaner.greeted();
+        }
+        if signal::take(Signal::SIGTERM) {
+            desk.stopping = true;
+            return Some(());
+        }
+        desk.log.line("status: waiting for qmail-clean");
+    }
+}
+
+/// An earlier life may have removed files of a message, and ended before it made that durable. Those that
+/// came back after the next power cut would be beside a message that has no more use for them.
+fn make_durable(desk: &Desk) {
+    let lists = ["info", "local", "remote"].into_iter();
+    let split = lists.flat_map(|name| (0..SPLIT).map(move |s| format!("{name}/{s}")));
+    for name in split.chain(["bounce".to_string()]) {
+        if let Err(errno) = fd::sync_directory(&name) {
+            desk.log.line(format!("warning: trouble fsyncing {name}: {}", wording(errno)));
+        }
+    }
+}
+
 /// Notes every message of the queue: two numbers for each, nothing is read of it but names and times.
 fn find_messages(desk: &mut Desk) {
     for_each_number(desk, "todo", |desk, number| {
@@ -158,7 +190,11 @@ fn find_messages(desk: &mut Desk) {
 
 fn find_preprocessed(desk: &mut Desk, number: Number) {
     match is_waiting(number) {
-        Ok(true) => return, // S4: info is what a broken preprocessing left
+        Ok(true) => {
+            // S4: info is what a broken preprocessing left. Its writer may still take todo/N back, though.
+            desk.orphans.insert(number, Instant::now());
+            return;
+        }
         Ok(false) => {}
         Err(_) => desk
             .log

@@ -89,8 +89,12 @@ impl Sweep {
 /// taken up.
 fn look_at_orphans(desk: &mut Desk) {
     for (number, since) in std::mem::take(&mut desk.orphans) {
-        if matches!(file_stat(&queue::info(number)), Ok(None)) || !matches!(is_waiting(number), Ok(false)) {
-            continue; // the number has been used again
+        if matches!(file_stat(&queue::info(number)), Ok(None)) {
+            continue;
+        }
+        if !matches!(is_waiting(number), Ok(false)) {
+            desk.orphans.insert(number, since); // preprocessing takes it, or a writer takes todo/N back
+            continue;
         }
         if matches!(file_stat(&queue::mess(number)), Ok(Some(_))) {
             take_up(desk, number);

@@ -8,9 +8,7 @@
 
 use crate::channel::{Channel, RECORD_MAX};
 use crate::cleaner::Task;
-use crate::desk::{
-    Desk, SLEEP_SECONDS, Wake, file_stat, is_message_gone, list_path, now, remove, remove_durably,
-};
+use crate::desk::{Desk, SLEEP_SECONDS, Wake, file_stat, is_message_gone, list_path, now, remove_durably};
 use crate::proof::Hasher;
 use crate::short::{self, Fate, Message, RECIPIENTS_MAX};
 use nix::dir::{Dir, OwningIter};
@@ -394,8 +392,9 @@ fn give_up_change(desk: &mut Desk, channels: &mut [Channel; 2], number: Number) 
 /// Info and lists of a message of which something is known already: born when it was first seen, with marks
 /// for those who are done. Its bounce stays, and is to be synced with the rest.
 fn write_changed(number: Number, message: &Message) -> Result<Syncing, String> {
+    // For good: a list of an earlier try that is not written again may not come back.
     for name in [list_path(Way::Local, number), list_path(Way::Remote, number), queue::info(number)] {
-        remove(&name).map_err(|_| format!("unable to unlink {name}"))?;
+        remove_durably(&name).map_err(|_| format!("unable to unlink {name}"))?;
     }
     let mut files = Files::create(number)?;
     files.sender(&message.sender)?;
