@@ -136,8 +136,8 @@ proctype start() {
         cleaner_is_orphaned();
         sender_forgets() }
     /* What is kept aside holds nothing that was promised (put_aside): somebody removes it. */
-    :: d_step { up && q[1].aside -> printf("X1 number 1 is removed by hand\n"); removed_by_hand(1) }
-    :: d_step { up && q[NUMBERS].aside -> printf("X1 number 2 is removed by hand\n"); removed_by_hand(NUMBERS) }
+    :: d_step { up && q[1].aside -> printf("-- number 1 is removed by hand\n"); removed_by_hand(1) }
+    :: d_step { up && q[NUMBERS].aside -> printf("-- number 2 is removed by hand\n"); removed_by_hand(NUMBERS) }
 
     :: d_step { FAULT && up -> faults--; again = 1;
         printf("-- qmail-clean is killed, and qmail-send ends\n");

@@ -215,7 +215,7 @@ proctype sender(byte n) {
         q[n].tp = T9 }
 
     /* -- delivery -- */
-    :: d_step { SP(n, L1) && q[n].tp == 0 ->
+    :: d_step { SP(n, L1) && q[n].tp == 0 -> printf("L1 number %d: a pass begins\n", n);
         if
         :: q[n].aside -> q[n].sp = 0
         :: !q[n].aside && q[n].list == 0 -> q[n].sp = E1
@@ -291,7 +291,7 @@ proctype sender(byte n) {
         q[n].sp = AFTER_L9 }
 
     /* -- the end -- */
-    :: d_step { SP(n, E1) && q[n].tp == 0 ->
+    :: d_step { SP(n, E1) && q[n].tp == 0 -> printf("E1 number %d: look what is left\n", n);
         if
         :: q[n].aside || q[n].list != 0 || q[n].todo != 0 || q[n].info == 0 ->
 #ifndef FORGOTTEN_WHEN_WAITING

@@ -16,8 +16,8 @@ use std::os::fd::OwnedFd;
 pub fn append(number: Number, paragraph: &[u8]) -> Result<(), Errno> {
     let name = bounce_path(number);
     write(&name, paragraph, |file| {
-        fd::fsync(file)?;
-        sync_parent(&name)
+        fd::fsync(file)?; // model: L5
+        sync_parent(&name) // model: L6
     })
 }
 
@@ -36,7 +36,7 @@ fn write(
     let before = fstat(&file)?.st_size;
     let written = separator(&file, before).and_then(|separator| {
         fd::write_all(&file, separator)?;
-        fd::write_all(&file, paragraph)?;
+        fd::write_all(&file, paragraph)?; // model: L4
         sync(&file)
     });
     if written.is_err() {

@@ -258,6 +258,7 @@ impl Channel {
 
     // -- passes
 
+    // model: L1
     fn open_pass(&mut self, desk: &mut Desk, proof: &mut Proof) {
         let now = now();
         let Some((due, number)) = desk.schedule(self.way).peek_due(now) else { return };
@@ -367,12 +368,14 @@ impl Channel {
     /// Everybody on this list is done: the list goes, and perhaps the message.
     fn finish_list(&self, desk: &mut Desk, number: Number) {
         let name = list_path(self.way, number);
+        // model: L8
         if remove(&name).is_err() {
             desk.log.line(format!("warning: unable to unlink {name}; will try again later"));
             desk.schedule(self.way).insert(now() + SYSTEM_TROUBLE_SECONDS, number);
             return;
         }
         // Before info goes: a list that came back beside it after a power cut would be delivered again.
+        // model: L9
         if sync_parent(&name).is_err() {
             desk.log.line(format!("warning: trouble fsyncing directory of {name}"));
         }
@@ -475,6 +478,7 @@ impl Channel {
     }
 
     /// Takes slots for deliveries that leave together, and puts the commands where `send` finds them.
+    // model: L3
     fn start_burst(&mut self, desk: &mut Desk, number: Number, sender: &[u8], burst: Vec<(Place, Vec<u8>)>) {
         let (first, size) = (desk.deliveries + 1, burst.len());
         self.bursts.insert(first, Burst { size, reported: 0, left: size });
@@ -644,6 +648,7 @@ impl Channel {
     }
 
     /// Writes the done mark. The error is the name of the list.
+    // model: L7
     fn try_mark(&mut self, desk: &mut Desk, slot: usize) -> Result<(), String> {
         let Some(Some(delivery)) = self.slots.get(slot) else { return Ok(()) };
         let offset = match delivery.place {

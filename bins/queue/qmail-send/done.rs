@@ -212,6 +212,7 @@ enum Outlook {
 }
 
 /// None with trouble, which has been logged.
+// model: E1
 fn outlook(desk: &Desk, number: Number) -> Option<Outlook> {
     const LATER: &str = "; will try again later";
     for way in Way::BOTH {
@@ -246,12 +247,13 @@ fn later(desk: &mut Desk, number: Number) {
 /// and so that it is not there when `todo/N` is gone.
 fn after_bounce(desk: &mut Desk, number: Number) {
     let name = bounce_path(number);
+    // model: E4
     if remove(&name).is_err() {
         desk.log.line(format!("warning: unable to unlink {name}"));
         later(desk, number);
         return;
     }
-    let _ = sync_parent(&name);
+    let _ = sync_parent(&name); // model: E5
     end(desk, number);
 }
 
@@ -264,12 +266,13 @@ fn end(desk: &mut Desk, number: Number) {
     desk.unproven.remove(&number);
     desk.log.line(format!("end msg {number}"));
     let name = queue::info(number);
+    // model: E6
     if remove(&name).is_err() {
         desk.log.line(format!("warning: unable to unlink {name}; will try again later"));
         later(desk, number);
         return;
     }
-    desk.cleaner.ask(Task::Delivered(number));
+    desk.cleaner.ask(Task::Delivered(number)); // model: E7
 }
 
 impl Bounce {
@@ -306,6 +309,7 @@ impl Bounce {
                     if lseek(&self.file, 0, Whence::SeekSet).is_err() {
                         return Step::Trouble(INJECTING);
                     }
+                    // model: E2
                     match Pending::start(&desk.home, &self.file, &self.letter.envelope, &fd::IN) {
                         Ok(pending) => Ok(Stage::Sent(pending)),
                         Err(_) => return Step::Trouble(STARTING),
@@ -313,6 +317,7 @@ impl Bounce {
                 }
                 Err(errno) => Err(errno),
             },
+            // model: E3
             Stage::Sent(mut pending) => match pending.try_finish() {
                 None => Ok(Stage::Sent(pending)),
                 Some(Outcome::Queued { qp }) => return Step::Queued(qp),

@@ -145,6 +145,7 @@ impl Trial {
         Ok(Stage::Mess(Hasher::new(file)))
     }
 
+    // model: L2
     fn step(&mut self) -> Verdict {
         match &mut self.stage {
             Stage::List(way, file, meter) => {

@@ -246,15 +246,16 @@ pub fn settled(desk: &mut Desk, number: Number) {
 pub fn end(desk: &mut Desk, number: Number) {
     let Some(message) = desk.short.0.get_mut(&number) else { return };
     message.phase = Phase::Ending;
-    desk.cleaner.ask(Task::Ended(number));
+    desk.cleaner.ask(Task::Ended(number)); // model: T18
 }
 
 /// qmail-clean answered. With success the message is in S2, and mess can go.
+// model: T19
 pub fn ended(desk: &mut Desk, number: Number, done: bool) {
     if done {
         desk.log.line(format!("end msg {number}"));
         desk.short.remove(number);
-        desk.cleaner.ask(Task::Delivered(number));
+        desk.cleaner.ask(Task::Delivered(number)); // model: E7
     } else if let Some(message) = desk.short.0.get_mut(&number) {
         message.phase = Phase::Refused;
         desk.done.insert(now() + SYSTEM_TROUBLE_SECONDS, number);

@@ -97,8 +97,8 @@ pub fn start(log: Log) -> Result<Manager, &'static str> {
         stopping: false,
     };
     wait_for_cleaner(&mut desk).ok_or("lost qmail-clean connection")?;
-    make_durable(&desk);
-    find_messages(&mut desk);
+    make_durable(&desk); // model: A1
+    find_messages(&mut desk); // model: A2
     desk.say_status();
     let jobs = local.connections + remote.connections;
     Ok(Manager {

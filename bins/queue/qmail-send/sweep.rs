@@ -87,6 +87,7 @@ impl Sweep {
 
 /// info without a message goes when we have missed the message for 36 hours; a message that came back is
 /// taken up.
+// model: G3
 fn look_at_orphans(desk: &mut Desk) {
     for (number, since) in std::mem::take(&mut desk.orphans) {
         if matches!(file_stat(&queue::info(number)), Ok(None)) {
@@ -123,7 +124,8 @@ fn look(desk: &mut Desk, kind: Kind, name: &str, number: Number) {
                 &format!("{torn} and {} are there without {}", queue::mess(number), queue::info(number)),
             );
         }
-        (Kind::Mess, _) => desk.cleaner.ask(Task::Leftover(number)),
+        (Kind::Mess, _) => desk.cleaner.ask(Task::Leftover(number)), // model: G1
+        // model: G2
         (Kind::Ours, Beside { mess: false, .. }) if remove(name).is_ok() => {
             desk.log.line(format!("warning: removed {name}: there is no message for it"));
         }

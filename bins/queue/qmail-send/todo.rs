@@ -284,7 +284,7 @@ impl Todo {
             Step::Started => {}
             Step::Synced(written) => {
                 self.committing.insert(job.number, written);
-                desk.cleaner.ask(Task::Preprocessed(job.number));
+                desk.cleaner.ask(Task::Preprocessed(job.number)); // model: T18
             }
             Step::Trouble(what) => {
                 desk.log.line(format!("warning: {what}"));
@@ -296,6 +296,7 @@ impl Todo {
     }
 
     /// qmail-clean answered: with success the message is in S5 and may be delivered.
+    // model: T19
     pub fn committed(&mut self, desk: &mut Desk, channels: &mut [Channel; 2], number: Number, done: bool) {
         let Some(written) = self.committing.remove(&number) else { return };
         if !done {
@@ -327,6 +328,7 @@ impl Todo {
 }
 
 /// The first step for one entry; None when there is nothing to do now.
+// model: T1
 fn begin(desk: &mut Desk, number: Number) -> Option<Job> {
     let name = queue::todo_path(number);
     let envelope = match fd::open_read(&name) {
@@ -368,6 +370,7 @@ fn begin(desk: &mut Desk, number: Number) -> Option<Job> {
 }
 
 /// A change of way begins: everything is written that is to be written. None after trouble.
+// model: H2
 fn change(desk: &mut Desk, number: Number) -> Option<Job> {
     let message = desk.short.change(number)?;
     match write_changed(number, &message) {
@@ -450,12 +453,14 @@ pub fn remove_traces(number: Number) -> Result<(), String> {
         queue::bounce_path(number),
     ];
     for name in names {
+        // model: T3 T4 T5 T6 T7 T8
         remove_durably(&name).map_err(|_| format!("unable to unlink {name}"))?;
     }
     Ok(())
 }
 
 impl Proving {
+    // model: T2
     fn step(mut self: Box<Self>, number: Number) -> Step {
         let name = queue::todo_path(number);
         if self.commit.is_some() {
@@ -546,6 +551,7 @@ impl Reading {
             desk.unproven.remove(&number);
             desk.log.line(format!("new msg {number}"));
             log_sender(desk, number, size, &sender, self.pid, self.uid);
+            // model: H1
             desk.short.insert(number, Message::new(sender, self.pid, self.commit, self.recipients));
             for (channel, plan) in channels.iter_mut().zip([local, remote]) {
                 channel.start(desk, number, plan);
@@ -645,6 +651,7 @@ impl Writing {
 impl Files {
     fn create(number: Number) -> Result<Files, String> {
         let name = queue::info(number);
+        // model: T9
         let info = fd::create_new(&name, 0o600).map_err(|_| format!("unable to create {name}"))?;
         Ok(Files { number, info, head: Vec::new(), lists: [None, None] })
     }
@@ -656,6 +663,7 @@ impl Files {
     }
 
     /// Appends a record to a list; where it stands.
+    // model: T10
     fn recipient(&mut self, way: Way, letter: u8, address: &[u8]) -> Result<u64, String> {
         let [local, remote] = &mut self.lists;
         let place = match way {
@@ -702,6 +710,7 @@ impl Files {
         let [local, remote] = &hashes;
         records.extend_from_slice(&check_record(&self.head, local.as_ref(), remote.as_ref()));
         let name = queue::info(number);
+        // model: T11
         fd::write_all(&self.info, &records)
             .and_then(|()| birth.map_or(Ok(()), |birth| futimens(&self.info, &birth, &birth)))
             .map_err(|_| format!("trouble writing to {name}"))?;
@@ -751,6 +760,7 @@ impl List {
 impl Syncing {
     fn step(mut self) -> Step {
         match self.rest.pop_front() {
+            // model: T12 T13 T14 T15 T16 T17
             Some((name, file)) => match fd::fsync(&file) {
                 Ok(()) => Step::Going(Stage::Syncing(self)),
                 Err(_) => Step::Trouble(format!("trouble fsyncing {name}")),
