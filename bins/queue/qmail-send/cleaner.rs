@@ -1,6 +1,8 @@
 //! The conversation with qmail-clean, the only one who may remove mess, intd and todo files.
 //!
-//! One request at a time is on the pipe, so a write never waits; the others stand in line here.
+//! Some requests are on the pipe, so few that a write never waits, and are answered in their order; the others
+//! stand in line here. What is on the pipe is done even if we are killed: the more of it, the fewer messages that
+//! have ended come back at the next start.
 #![forbid(unsafe_code)]
 
 use crate::log::Log;
@@ -9,6 +11,9 @@ use qmail::fd;
 use qmail::queue::Number;
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// Requests on the pipe. Each is at most 26 bytes, and a pipe holds a page at the least.
+const PIPE_MAX: usize = 64;
 
 /// Requests that may stand in line before those who make them are asked to wait.
 const LINE_MAX: usize = 64;
@@ -51,14 +56,14 @@ pub struct Cleaner {
     to: OwnedFd,
     from: OwnedFd,
     line: VecDeque<Task>,
-    asked: Option<Task>,
+    asked: VecDeque<Task>,
     alive: bool,
 }
 
 impl Cleaner {
     /// Descriptors 5 and 6.
     pub fn new(to: OwnedFd, from: OwnedFd) -> Cleaner {
-        Cleaner { to, from, line: VecDeque::new(), asked: None, alive: true }
+        Cleaner { to, from, line: VecDeque::new(), asked: VecDeque::new(), alive: true }
     }
 
     /// Asks for nothing: a request that is refused, to see that somebody answers. None when nobody reads.
@@ -91,7 +96,7 @@ impl Cleaner {
 
     /// Nothing is asked, or nobody is there to answer.
     pub fn is_idle(&self) -> bool {
-        !self.alive || (self.asked.is_none() && self.line.is_empty())
+        !self.alive || (self.asked.is_empty() && self.line.is_empty())
     }
 
     /// To poll for input; None when the connection is lost.
@@ -104,33 +109,38 @@ impl Cleaner {
         self.alive
     }
 
-    /// Puts the next request on the pipe, when no other is there.
+    /// Puts requests on the pipe, as many as may be there.
     fn send(&mut self) {
-        if self.asked.is_some() || !self.alive {
-            return;
+        while self.alive
+            && self.asked.len() < PIPE_MAX
+            && let Some(task) = self.line.pop_front()
+        {
+            self.alive = fd::write_all(&self.to, format!("{}\0", task.request()).as_bytes()).is_ok();
+            self.asked.push_back(task);
         }
-        let Some(task) = self.line.pop_front() else { return };
-        self.alive = fd::write_all(&self.to, format!("{}\0", task.request()).as_bytes()).is_ok();
-        self.asked = Some(task);
     }
 
-    /// Called when input is there: which task was answered, and whether it was done.
-    pub fn answer(&mut self, log: Log) -> Option<(Task, bool)> {
-        let mut byte = [0u8; 1];
-        match fd::read(&self.from, &mut byte) {
-            Ok(1) => {}
-            Err(Errno::EAGAIN) => return None,
+    /// Called when input is there: which tasks were answered, and whether they were done.
+    pub fn answers(&mut self, log: Log) -> Vec<(Task, bool)> {
+        let mut bytes = [0u8; PIPE_MAX];
+        let said = match fd::read(&self.from, &mut bytes) {
+            Ok(n @ 1..) => bytes.get(..n).unwrap_or_default(),
+            Err(Errno::EAGAIN) => return Vec::new(),
             Ok(_) | Err(_) => {
                 self.alive = false;
-                return None;
+                return Vec::new();
             }
-        }
-        let task = self.asked.take()?; // an answer to nothing is none
-        let done = byte == *b"+";
-        if !done {
-            log.line(format!("warning: qmail-clean unable to clean up {}", task.request()));
+        };
+        let mut answered = Vec::with_capacity(said.len());
+        for byte in said {
+            let Some(task) = self.asked.pop_front() else { break }; // an answer to nothing is none
+            let done = *byte == b'+';
+            if !done {
+                log.line(format!("warning: qmail-clean unable to clean up {}", task.request()));
+            }
+            answered.push((task, done));
         }
         self.send();
-        Some((task, done))
+        answered
     }
 }

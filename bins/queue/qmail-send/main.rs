@@ -119,13 +119,15 @@ impl Manager {
         for channel in &mut self.channels {
             channel.serve(desk, ready);
         }
-        if ready.contains(&Call::Cleaner)
-            && let Some((task, done)) = desk.cleaner.answer(desk.log)
-        {
-            match task {
-                Task::Preprocessed(number) => self.todo.committed(desk, &mut self.channels, number, done),
-                Task::Ended(number) => short::ended(desk, number, done),
-                Task::Delivered(_) | Task::Finished(_) | Task::Leftover(_) => {}
+        if ready.contains(&Call::Cleaner) {
+            for (task, done) in desk.cleaner.answers(desk.log) {
+                match task {
+                    Task::Preprocessed(number) => {
+                        self.todo.committed(desk, &mut self.channels, number, done);
+                    }
+                    Task::Ended(number) => short::ended(desk, number, done),
+                    Task::Delivered(_) | Task::Finished(_) | Task::Leftover(_) => {}
+                }
             }
         }
         if !desk.cleaner.is_alive() && !self.cleaner_lost {
