@@ -1,7 +1,7 @@
 # The one entry point. `make help` says what there is; `make` alone builds.
 
 .DEFAULT_GOAL := build
-.PHONY: help build dist run test check bench model fuzz install uninstall clean
+.PHONY: help build dist run test check bench model crash fuzz install uninstall clean
 
 help:
 	@echo "make build      compile everything into target/bin"
@@ -9,6 +9,7 @@ help:
 	@echo "make test       everything that can be tried on this machine; installs what it drives"
 	@echo "make check      format, lints, manual pages, completeness"
 	@echo "make model      check the model of the queue: what must hold, and that each mistake in it is found (needs spin)"
+	@echo "make crash      every fault once: each system call, power cuts, kills, full disks (20 minutes; target/crash.json)"
 	@echo "make bench      measurements, as printed in doc/performance.md"
 	@echo "make install    as root, after make build: a system home (QMAIL_HOME=/var/qmail, DESTDIR=, ME=host name)"
 	@echo "make uninstall  as root: take programs and manual pages out again; mail and control files stay"
@@ -36,6 +37,9 @@ bench: build
 
 model:
 	@scripts/model
+
+crash: build
+	@python3 -m tests.crash --json target/crash.json
 
 fuzz:
 	@scripts/fuzz
