@@ -43,6 +43,7 @@ class Bursts(unittest.TestCase):
             requests = sender.wait_requests(250)
             self.assertEqual([r.slot for r in requests], list(range(250)))
             self.assertEqual([r.recipient for r in requests], self.everybody(250))
+            sender.wait_line("^status: local 0/10 remote 3/3$", 50)  # the log comes after the requests
             loads = [int(m) for m in re.findall(r"^status: .* remote (\d+)/3$", sender.log(), re.M)]
             self.assertEqual(loads, [0] + [1] * 100 + [2] * 100 + [3] * 50)
             for request in requests[:150]:
