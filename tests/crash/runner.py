@@ -24,7 +24,7 @@ def attempt(part, name, sample, seed):
 
 def run(parts, sample, seed, only=None):
     """({part: rows}, [trouble]); progress goes to standard error."""
-    rows, troubles = {part: [] for part in parts}, []
+    rows, came, troubles = {}, {part: [] for part in parts}, []
     with concurrent.futures.ProcessPoolExecutor(os.cpu_count(), max_tasks_per_child=1) as pool:
         waiting = {}
         for part in parts:
@@ -38,7 +38,7 @@ def run(parts, sample, seed, only=None):
             except BaseException as e:
                 found, trouble = [], repr(e)
             found = report.decode(found)
-            rows[part] += found
+            came[part].append((name, found))
             if trouble or not found:
                 troubles.append(f"{part}: {name}: could not be tried\n{trouble or 'no rows'}")
             print(f"crash: {count}/{len(waiting)} {part}: {name}: {sum(r.tried for r in found):,} tried", file=sys.stderr, flush=True)
@@ -47,7 +47,8 @@ def run(parts, sample, seed, only=None):
                     troubles += [f"{part}: {name}: {row.fault}: {kind}: {text}" for text in texts]
     for part in parts:  # in the order of cases, whoever came first
         order = [name for name, _, _ in importlib.import_module(f"tests.crash.{part}").cases(sample, seed)]
-        rows[part].sort(key=lambda row: order.index(row.case) if row.case in order else len(order))
+        came[part].sort(key=lambda pair: order.index(pair[0]))
+        rows[part] = [row for _, found in came[part] for row in found]
     return rows, troubles
 
 
