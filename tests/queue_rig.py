@@ -31,8 +31,22 @@ def commit_record(pid, message, envelope):
 def check_record(head, local, remote):
     """The last record of info/N; a list is bytes or None."""
     def word(content):
-        return "-" if content is None else hashlib.sha256(re.sub(rb"(^|\0)D", rb"\1T", content)).hexdigest()
+        if content is None:
+            return "-"
+        records, end, tail = content.rpartition(b"\0")
+        tail = re.sub(rb"^\S+", lambda m: b"." * len(m[0]), tail)
+        return hashlib.sha256(re.sub(rb"(^|\0)D", rb"\1T", records + end) + tail).hexdigest()
     return f"c{hashlib.sha256(head).hexdigest()} {word(local)} {word(remote)}".encode() + b"\0"
+
+
+CONTENT = b"Subject: x\n\nhi\n"
+
+
+def whole_list(records, content=CONTENT):
+    """A recipient list: its records, a mark for each, and the tag; the content is None where there is no commit record."""
+    marks = b"".join(b"Q" if r.startswith(b"D") else b"." for r in records.split(b"\0")[:-1])
+    tag = "-" if content is None else hashlib.sha256(content).hexdigest()[:16]
+    return records + marks + b" " + tag.encode()
 
 
 class Queue:
@@ -105,29 +119,32 @@ class Queue:
 
     # -- messages, as qmail-queue and qmail-send leave them
 
-    def message(self, content=b"Subject: x\n\nhi\n"):
+    def message(self, content=CONTENT):
         """mess/S/N with N its inode number."""
         name = self.write("queue/pid/new", content)
         number = os.stat(name).st_ino
         os.rename(name, self.file("queue/" + split("mess", number)))
         return number
 
-    def todo(self, sender, recipients, content=b"Subject: x\n\nhi\n", record=True, number=None, pull=True):
+    def todo(self, sender, recipients, content=CONTENT, record=True, number=None, pull=True):
         """A message in S4."""
         number = self.message(content) if number is None else number
         envelope = b"F" + sender + b"\0" + b"".join(b"T" + r + b"\0" for r in recipients)
-        whole = b"u1000\0p4321\0" + envelope + (commit_record(4321, content, envelope) if record else b"")
+        whole = (b"u1000\0p4321 +\0" + envelope + commit_record(4321, content, envelope) if record else
+                 b"u1000\0p4321\0" + envelope)
         self.write(f"queue/intd/{number}", whole)
         os.link(self.file(f"queue/intd/{number}"), self.file(f"queue/todo/{number}"))
         if pull:
             self.pull()
         return number
 
-    def preprocessed(self, sender, local=None, remote=None, content=b"Subject: x\n\nhi\n", record=True, age=0, due=0):
+    def preprocessed(self, sender, local=None, remote=None, content=CONTENT, record=True, age=0, due=0):
         """A message in S5. `local` and `remote` are lists of (letter + address); age of info, due time of lists."""
         number = self.message(content)
         lists = {"local": local, "remote": remote}
         lists = {k: None if v is None else b"".join(r + b"\0" for r in v) for k, v in lists.items()}
+        if record:
+            lists = {k: None if v is None else whole_list(v, content) for k, v in lists.items()}
         info = b"F" + sender + b"\0"
         if record:
             info += commit_record(4321, content, b"")

@@ -11,7 +11,7 @@ import threading
 import unittest
 
 from tests import harness
-from tests.queue_rig import Queue, Sender, split
+from tests.queue_rig import Queue, Sender, split, whole_list
 
 CONTROLS = {"me": "me.example\n", "locals": "local.example\n"}
 TOGETHER = (120, 255)  # the first bytes of the spawners where they do it
@@ -63,7 +63,7 @@ class Bursts(unittest.TestCase):
             number = queue.todo(b"s@h", list(letters))
             sender.wait_line("^delivery", 30)
             harness.wait_for(lambda: not queue.there(f"todo/{number}"), "preprocessing")
-            marks = b"".join((b"T" if v == b"Z" else b"D") + r + b"\0" for r, v in letters.items())
+            marks = whole_list(b"".join((b"T" if v == b"Z" else b"D") + r + b"\0" for r, v in letters.items()))
             harness.wait_for(lambda: queue.read(split("remote", number)) == marks, "the marks")
             self.assertEqual(queue.read(f"bounce/{number}").count(b">:\nsaid\n\n"), 10)
 

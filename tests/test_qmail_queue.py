@@ -61,7 +61,7 @@ class EitherDoor:
         digest = hashlib.sha256(mess).hexdigest()
         envelope = hashlib.sha256(ENVELOPE[:-1]).hexdigest()
         pid = match[1].decode()
-        want = f"u{uid}\0p{pid}\0".encode() + ENVELOPE[:-1] + f"p{pid} {len(mess)} {digest} {envelope}\0".encode()
+        want = f"u{uid}\0p{pid} +\0".encode() + ENVELOPE[:-1] + f"p{pid} {len(mess)} {digest} {envelope}\0".encode()
         self.assertEqual(self.read(todo), want)
         self.assertEqual(os.stat(self.home.file("queue", todo)).st_mode & 0o777, 0o644)
 

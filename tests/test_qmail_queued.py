@@ -99,7 +99,7 @@ class QmailQueued(unittest.TestCase):
         self.assertEqual(self.answer(s), b"\0")
         [todo] = os.listdir(self.home.file("queue/todo"))
         with open(self.home.file("queue/todo", todo), "rb") as f:
-            self.assertTrue(f.read().startswith(b"u%d\0p%d\0" % (os.geteuid(), os.getpid())))
+            self.assertTrue(f.read().startswith(b"u%d\0p%d +\0" % (os.geteuid(), os.getpid())))
 
     def test_a_caller_that_hangs_up_before_the_link_leaves_nothing(self):
         for stage in range(4):

@@ -14,7 +14,7 @@ import socket
 import unittest
 
 from tests import harness
-from tests.queue_rig import Queue, Sender, Traced, check_record, commit_record, idle, split
+from tests.queue_rig import Queue, Sender, Traced, check_record, commit_record, idle, split, whole_list
 
 CONTROLS = {
     "me": "me.example\n",
@@ -97,6 +97,7 @@ status: exiting
             sender.wait_requests(10)
             local, remote = b"".join(b"T" + r + b"\0" for r in MANY), b"Tx@y\0"
             head = b"Fs@h\0" + commit_record(4321, b"body\n", b"Fs@h\0" + remote + local)
+            local, remote = (whole_list(records, b"body\n") for records in (local, remote))
             self.assertEqual(queue.read(split("info", number)), head + check_record(head, local, remote))
             self.assertEqual(queue.read(split("local", number)), local)
             self.assertEqual(queue.read(split("remote", number)), remote)
@@ -110,7 +111,7 @@ status: exiting
             number = queue.todo(b"s@h", [*MANY, b"x@y"])
             by = {r.recipient: r for r in sender.wait_requests(10)}
             sender.report(by[MANY[1]], b"K")
-            marked = b"".join((b"D" if r == MANY[1] else b"T") + r + b"\0" for r in MANY)
+            marked = whole_list(b"".join((b"D" if r == MANY[1] else b"T") + r + b"\0" for r in MANY))
             harness.wait_for(lambda: queue.read(split("local", number)) == marked, "the mark")
             sender.report(by[b"x@y"], b"K")
             sender.wait_line("success", 2)
@@ -133,7 +134,7 @@ status: exiting
         number = queue.todo(b"s@h", MANY, record=False)
         with self.sender(queue) as sender:
             sender.wait_requests(9)
-            head, local = b"Fs@h\0", b"".join(b"T" + r + b"\0" for r in MANY)
+            head, local = b"Fs@h\0", whole_list(b"".join(b"T" + r + b"\0" for r in MANY), None)
             self.assertEqual(queue.read(split("info", number)), head + check_record(head, local, None))
 
     def test_verp_gives_each_recipient_a_sender_of_its_own(self):
@@ -164,7 +165,7 @@ status: exiting
             sender.report(request, b"K")
             harness.wait_for(lambda: not queue.there(split("local", number)), "local to go")
             self.assertEqual(sender.stop(), 0)
-            self.assertEqual(queue.read(split("remote", number)), b"Tx@y\0")
+            self.assertEqual(queue.read(split("remote", number)), whole_list(b"Tx@y\0"))
 
     def test_many_recipients_pass_through_few_slots(self):
         queue = self.queue(concurrencyremote="7\n")
@@ -209,7 +210,7 @@ class Reports(Case):
             sender.report(two, b"")
             sender.wait_line("^delivery [12]: report mangled, will defer$", 2)
             harness.wait_for(lambda: not queue.there(f"todo/{number}"), "the lists to be written")
-            self.assertEqual(queue.read(split("local", number)), b"Ta@local.example\0Tb@local.example\0")
+            self.assertEqual(queue.read(split("local", number)), whole_list(b"Ta@local.example\0Tb@local.example\0"))
 
     def test_a_long_report_is_cut_at_10000_bytes_and_keeps_its_class(self):
         queue = self.queue()
@@ -370,7 +371,7 @@ body""")
             os.rename(queue.file("queue/bounce"), queue.file("queue/elsewhere"))
             sender.report(request, b"Dno")
             sender.wait_line("^alert: unable to append to bounce message; HELP! sleeping...$")
-            self.assertEqual(queue.read(split("local", number)), b"Ta@local.example\0")
+            self.assertEqual(queue.read(split("local", number)), whole_list(b"Ta@local.example\0"))
             self.assertEqual(sender.stop(), 0)
 
 
@@ -464,7 +465,7 @@ class Signals(Case):
             sender.wait_line("exitasap")
             sender.report(request, b"K")
             self.assertEqual(sender.process.wait(harness.TIMEOUT), 0)
-        self.assertEqual(queue.read(split("local", number)), b"Da@local.example\0Tb@local.example\0")
+        self.assertEqual(queue.read(split("local", number)), whole_list(b"Da@local.example\0Tb@local.example\0"))
         self.assertEqual(self.mtime(queue, split("local", number)), due)
 
     def test_hup_rereads_locals_and_virtualdomains(self):

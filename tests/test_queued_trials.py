@@ -310,7 +310,7 @@ class Callers(Case):
         claimed = (socket.SOL_SOCKET, socket.SCM_CREDENTIALS, struct.pack("iii", 1, 7777, 7777))
         s.sendmsg([b"1"], [claimed, self.rights(self.pipe(MESSAGE)[0], self.pipe(ENVELOPE)[0])])
         self.assertEqual(self.answer(s), b"\0")
-        self.assertTrue(self.todo().startswith(b"u0\0p%d\0" % os.getpid()))
+        self.assertTrue(self.todo().startswith(b"u0\0p%d +\0" % os.getpid()))
 
 
 def tracing(*options):
@@ -461,7 +461,7 @@ class OutsideItsNamespaces(Case):
         with open("/proc/sys/kernel/overflowuid") as f:
             nobody = f.read().strip()
         self.assertRegex(self.mess(), rb"^Received: \(qmail 0 invoked by uid %s\);" % nobody.encode())
-        self.assertTrue(self.todo().startswith(b"u%s\0p0\0" % nobody.encode()))
+        self.assertTrue(self.todo().startswith(b"u%s\0p0 +\0" % nobody.encode()))
 
 
 FLOOD = """

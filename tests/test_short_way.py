@@ -11,7 +11,7 @@ import time
 import unittest
 
 from tests import harness
-from tests.queue_rig import Queue, Sender, Traced, check_record, commit_record, split
+from tests.queue_rig import Queue, Sender, Traced, check_record, commit_record, split, whole_list
 
 CONTROLS = {"me": "me.example\n", "locals": "local.example\n", "virtualdomains": "virt.example:joe\n"}
 A, B, X = b"a@local.example", b"b@local.example", b"x@else.example"
@@ -248,7 +248,7 @@ class Changes(Case):
             sender.wait_line("success")
             sender.report(by[X], b"Zlater\n")
             self.changed(queue, number)
-            local, remote = b"D" + A + b"\0T" + B + b"\0", b"T" + X + b"\0"
+            local, remote = whole_list(b"D" + A + b"\0T" + B + b"\0"), whole_list(b"T" + X + b"\0")
             self.assertEqual(queue.left(), self.in_s5(number, split("local", number), split("remote", number)))
             self.assertEqual(queue.read(split("info", number)), self.info(local, remote, A, B, X))
             self.assertEqual((queue.read(split("local", number)), queue.read(split("remote", number))), (local, remote))
@@ -285,7 +285,7 @@ class Changes(Case):
             "sync info/S/N", "sync info/S", "sync local/S/N", "sync local/S", "sync remote/S/N", "sync remote/S",
             "sync bounce/N", "sync bounce", "ask todo/N", "mark remote/S/N", "unlink remote/S/N", "sync remote/S",
         ])
-        self.assertEqual(queue.read(split("local", number)), b"T" + A + b"\0D" + B + b"\0")
+        self.assertEqual(queue.read(split("local", number)), whole_list(b"T" + A + b"\0D" + B + b"\0"))
         self.assertEqual(queue.read(f"bounce/{number}"), b"<b@local.example>:\nno\n\n")
 
     def test_a_list_on_which_everybody_is_done_is_not_written(self):
@@ -297,7 +297,7 @@ class Changes(Case):
             sender.report(by[X], b"Zlater\n")
             self.changed(queue, number)
             self.assertEqual(queue.left(), self.in_s5(number, split("remote", number)))
-            self.assertEqual(queue.read(split("info", number)), self.info(None, b"T" + X + b"\0", A, X))
+            self.assertEqual(queue.read(split("info", number)), self.info(None, whole_list(b"T" + X + b"\0"), A, X))
             self.assertEqual(sender.stop(), 0)
         with self.sender(queue, answer=lambda r: b"Kdone\n") as sender:  # which proves the files
             sender.wait_line("^status")
@@ -324,7 +324,7 @@ class Changes(Case):
             sender.wait_line("^delivery .*: success")
             sender.wait_line("^delivery .*: failure")
             harness.wait_for(lambda: not queue.there(split("remote", number)), "the list to go")
-            marked = b"T" + A + b"\0D" + B + b"\0"
+            marked = whole_list(b"T" + A + b"\0D" + B + b"\0")
             harness.wait_for(lambda: queue.read(split("local", number)) == marked, "the mark")
             self.assertEqual(queue.read(f"bounce/{number}"), b"<x@else.example>:\nno\n\n")
             sender.answer = lambda r: b"Kdone\n"
@@ -350,7 +350,7 @@ class Changes(Case):
             self.assertEqual(sender.process.wait(harness.TIMEOUT), 0)
             self.assertNotIn("twice", sender.log())
         self.assertEqual(queue.left(), self.in_s5(number, split("local", number)))
-        self.assertEqual(queue.read(split("local", number)), b"D" + A + b"\0T" + B + b"\0")
+        self.assertEqual(queue.read(split("local", number)), whole_list(b"D" + A + b"\0T" + B + b"\0"))
 
     def test_a_change_that_qmail_clean_refuses_is_made_again(self):
         queue = self.queue()
@@ -364,7 +364,7 @@ class Changes(Case):
             sender.wait_line("success")
             sender.clean_reply = None
             self.changed(queue, number)
-            self.assertEqual(queue.read(split("local", number)), b"T" + A + b"\0D" + B + b"\0")
+            self.assertEqual(queue.read(split("local", number)), whole_list(b"T" + A + b"\0D" + B + b"\0"))
             self.assertEqual(len(sender.requests), 2)
 
     def test_thirty_seconds_are_the_longest_short_way(self):
@@ -374,7 +374,7 @@ class Changes(Case):
             sender.report(by[A], b"Kdone\n")
             sender.wait_line("success")
             harness.wait_for(lambda: not queue.there(f"todo/{number}"), "the change of way", LATE + harness.TIMEOUT)
-            self.assertEqual(queue.read(split("local", number)), b"D" + A + b"\0T" + B + b"\0")
+            self.assertEqual(queue.read(split("local", number)), whole_list(b"D" + A + b"\0T" + B + b"\0"))
             sender.report(by[B], b"Kdone\n")
             sender.wait_cleaned(f"foop/{number}")
             self.assertEqual(len(sender.requests), 2)
@@ -392,7 +392,7 @@ class Stops(Case):
             sender.kill(signal.SIGTERM)
             self.changed(queue, number)  # although a delivery runs
             self.assertEqual(queue.left(), self.in_s5(number, split("local", number), f"bounce/{number}"))
-            self.assertEqual(queue.read(split("local", number)), b"D" + A + b"\0T" + B + b"\0")
+            self.assertEqual(queue.read(split("local", number)), whole_list(b"D" + A + b"\0T" + B + b"\0"))
             sender.report(by[B], b"Zlater\n")
             self.assertEqual(sender.process.wait(harness.TIMEOUT), 0)
             birth = os.stat(queue.file("queue/" + split("info", number))).st_mtime

@@ -15,15 +15,13 @@ use nix::sys::stat::{FileStat, Mode, fstat, stat};
 use qmail::home::Home;
 use qmail::program::{Args, Program, Voice};
 use qmail::queue::info::{Damage, INFO_MAX, Info};
+use qmail::queue::list::{Entries, Trouble as ListTrouble};
 use qmail::queue::rewrite::Way;
 use qmail::queue::todo::{self, Record};
 use qmail::queue::{self, Number, SPLIT};
-use qmail::timed::{Line, Reader, Writer};
+use qmail::timed::{Reader, Writer};
 use qmail::trouble::{Trouble, wording};
 use qmail::{date, exits, fd};
-
-/// Bytes of one record of a list, as qmail-send bounds them.
-const RECORD_MAX: usize = 16 * 1024;
 
 type Out = Writer<fd::Standard>;
 
@@ -165,7 +163,7 @@ impl Message {
         let sender = loop {
             match todo::next(&mut records) {
                 Ok(Some(Record::Sender(sender))) => break sender,
-                Ok(Some(Record::Uid(_) | Record::Pid(_))) => {}
+                Ok(Some(Record::Uid(_) | Record::Pid { .. })) => {}
                 Ok(_) => return Err(format!("no sender in {name}")),
                 Err(errno) => return Err(reason("read", &name, errno)),
             }
@@ -233,20 +231,19 @@ fn print_list(
     list: std::os::fd::OwnedFd,
     name: &str,
 ) -> Result<Result<(), String>, Fatal> {
-    let mut records = Reader::new(list);
+    let mut entries = match Entries::open(list) {
+        Ok(entries) => entries,
+        Err(errno) => return Ok(Err(reason("read", name, errno))),
+    };
     loop {
-        let record = match records.line(0, RECORD_MAX) {
-            Ok(Line::Whole(record)) => record,
-            Ok(Line::End(rest)) if rest.is_empty() => return Ok(Ok(())),
-            Ok(Line::End(_) | Line::TooLong) => return Ok(Err(format!("broken record in {name}"))),
-            Err(errno) => return Ok(Err(reason("read", name, errno))),
+        let entry = match entries.next_entry() {
+            Ok(Some(entry)) => entry,
+            Ok(None) => return Ok(Ok(())),
+            Err(ListTrouble::Letter) => return Ok(Err(format!("unknown record type in {name}"))),
+            Err(ListTrouble::Reading) => return Ok(Err(format!("broken record in {name}"))),
         };
-        let (done, address) = match record.split_first() {
-            Some((b'D', address)) => ("  done", address),
-            Some((b'T', address)) => ("", address),
-            _ => return Ok(Err(format!("unknown record type in {name}"))),
-        };
-        out.put(format!("{done}\t{}\t{}\n", way.name(), printable(address)))?;
+        let done = if entry.done { "  done" } else { "" };
+        out.put(format!("{done}\t{}\t{}\n", way.name(), printable(&entry.address)))?;
     }
 }
 

@@ -20,9 +20,9 @@ use crate::short::{self, Fate, Message};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{Mode, fstat};
-use nix::sys::uio::pwrite;
 use qmail::fd;
 use qmail::queue::info::{INFO_MAX, Info};
+use qmail::queue::list::{self, Spot};
 use qmail::queue::report::{Report, Reports, log_safe};
 use qmail::queue::rewrite::{Way, verp};
 use qmail::queue::{self, Number, bounce, schedule};
@@ -30,10 +30,6 @@ use qmail::spawn::{LIMIT_TOGETHER, TOGETHER_BYTES, TOGETHER_MAX};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
-
-/// Bytes of one record of a list: an address as long as envelopes allow behind what control files may
-/// put before it.
-pub const RECORD_MAX: usize = 16 * 1024;
 
 /// Bytes of reports read in one turn.
 const REPORTS_A_TURN: usize = 16 * 1024;
@@ -55,8 +51,8 @@ struct Delivery {
 /// Where it is noted that a recipient is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
-    /// In the list, at this offset.
-    Record(u64),
+    /// In the list.
+    Record(Spot),
     /// The recipient of this index of a message on its short way.
     Short(usize),
 }
@@ -275,8 +271,8 @@ impl Channel {
             return;
         }
         match self.begin_job(desk, number, due, now) {
-            Ok((job, list)) => {
-                self.pass = Some(Pass::new(number, list, self.shares(&job.sender)));
+            Ok((job, pass)) => {
+                self.pass = Some(pass);
                 self.jobs.insert(number, job);
             }
             // Delivered to its end after all: the start could not look.
@@ -290,7 +286,7 @@ impl Channel {
         }
     }
 
-    fn begin_job(&self, desk: &Desk, number: Number, due: u64, now: u64) -> Result<(Job, OwnedFd), String> {
+    fn begin_job(&self, desk: &Desk, number: Number, due: u64, now: u64) -> Result<(Job, Pass), String> {
         let name = list_path(self.way, number);
         let list = fd::open_read(&name).map_err(|_| format!("opening {name}"))?;
         let (info, birth) = read_info(number)?;
@@ -304,7 +300,9 @@ impl Channel {
             complete: false,
             cut: false,
         };
-        Ok((job, list))
+        let pass =
+            Pass::new(number, list, self.shares(&job.sender)).map_err(|_| format!("reading {name}"))?;
+        Ok((job, pass))
     }
 
     /// Reads on, and begins the deliveries of the next burst.
@@ -330,7 +328,7 @@ impl Channel {
         job.undone += recipients.len();
         job.references += recipients.len();
         let sender = job.sender.clone();
-        let burst = recipients.into_iter().map(|r| (Place::Record(r.offset), r.address)).collect();
+        let burst = recipients.into_iter().map(|r| (Place::Record(r.spot), r.address)).collect();
         self.start_burst(desk, number, &sender, burst);
         self.send(desk);
     }
@@ -432,10 +430,10 @@ impl Channel {
     }
 
     /// The message has changed its way: from now on its deliveries are those of a list, in which its
-    /// recipients stand at these offsets. None is for those who have no list.
-    pub fn adopt(&mut self, desk: &mut Desk, number: Number, message: &Message, offsets: &[Option<u64>]) {
-        let ours = message.recipients.iter().zip(offsets);
-        let ours = ours.filter(|(recipient, offset)| recipient.way == self.way && offset.is_some());
+    /// recipients stand at these spots. None is for those who have no list.
+    pub fn adopt(&mut self, desk: &mut Desk, number: Number, message: &Message, spots: &[Option<Spot>]) {
+        let ours = message.recipients.iter().zip(spots);
+        let ours = ours.filter(|(recipient, spot)| recipient.way == self.way && spot.is_some());
         let fates: Vec<Fate> = ours.map(|(recipient, _)| recipient.fate).collect();
         if fates.is_empty() {
             return;
@@ -443,9 +441,9 @@ impl Channel {
         let mut references = 1;
         for delivery in self.slots.iter_mut().flatten().filter(|delivery| delivery.number == number) {
             if let Place::Short(index) = delivery.place
-                && let Some(Some(offset)) = offsets.get(index)
+                && let Some(Some(spot)) = spots.get(index)
             {
-                delivery.place = Place::Record(*offset);
+                delivery.place = Place::Record(*spot);
                 references += 1;
             }
         }
@@ -651,15 +649,15 @@ impl Channel {
     // model: L7
     fn try_mark(&mut self, desk: &mut Desk, slot: usize) -> Result<(), String> {
         let Some(Some(delivery)) = self.slots.get(slot) else { return Ok(()) };
-        let offset = match delivery.place {
-            Place::Record(offset) => offset,
+        let spot = match delivery.place {
+            Place::Record(spot) => spot,
             Place::Short(index) => {
                 desk.short.set(delivery.number, index, Fate::Done);
                 return Ok(());
             }
         };
         let name = list_path(self.way, delivery.number);
-        write_mark(&name, offset).map_err(|_| name)?;
+        write_mark(&name, spot).map_err(|_| name)?;
         if let Some(job) = self.jobs.get_mut(&delivery.number) {
             job.undone = job.undone.saturating_sub(1);
         }
@@ -707,14 +705,9 @@ fn read_info(number: Number) -> Result<(Info, u64), String> {
     Ok((Info::parse(&bytes).map_err(|_| reading())?, birth))
 }
 
-/// `T` becomes `D`. Not synced: what comes back undone after a power cut is delivered twice, never lost.
-fn write_mark(name: &str, offset: u64) -> Result<(), Errno> {
-    let list = open(name, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())?;
-    let offset = i64::try_from(offset).map_err(|_| Errno::EOVERFLOW)?;
-    match pwrite(&list, b"D", offset)? {
-        1 => Ok(()),
-        _ => Err(Errno::EIO),
-    }
+/// Not synced: what comes back undone after a power cut is delivered twice, never lost.
+fn write_mark(name: &str, spot: Spot) -> Result<(), Errno> {
+    list::mark_done(open(name, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())?, spot)
 }
 
 /// Writes the due times of a schedule to the lists' modification times, for the next start.

@@ -4,11 +4,11 @@
 //! host leave in one burst wherever they stand in the list.
 #![forbid(unsafe_code)]
 
-use crate::channel::RECORD_MAX;
+use nix::errno::Errno;
 use qmail::envelope;
 use qmail::queue::Number;
+use qmail::queue::list::{Entries, Spot, Trouble};
 use qmail::spawn::{TOGETHER_BYTES, TOGETHER_MAX};
-use qmail::timed::{Line, Reader};
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::OwnedFd;
 
@@ -25,8 +25,7 @@ const AHEAD_BYTES: usize = 1024 * 1024;
 /// A recipient not done yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recipient {
-    /// Where its record stands in the list.
-    pub offset: u64,
+    pub spot: Spot,
     pub address: Vec<u8>,
 }
 
@@ -40,16 +39,16 @@ pub enum EndOfPass {
 
 pub struct Pass {
     pub number: Number,
-    list: Reader<OwnedFd>,
-    offset: u64,
+    list: Entries,
     together: bool,
     ahead: Ahead,
     ended: Option<EndOfPass>,
 }
 
 impl Pass {
-    pub fn new(number: Number, list: OwnedFd, together: bool) -> Pass {
-        Pass { number, list: Reader::new(list), offset: 0, together, ahead: Ahead::default(), ended: None }
+    pub fn new(number: Number, list: OwnedFd, together: bool) -> Result<Pass, Errno> {
+        let list = Entries::open(list)?;
+        Ok(Pass { number, list, together, ahead: Ahead::default(), ended: None })
     }
 
     /// Reads on, one turn's worth. True when as much is known as will be before somebody is taken.
@@ -58,21 +57,16 @@ impl Pass {
             if self.ended.is_some() || self.ahead.is_full(self.together) {
                 return true;
             }
-            self.ended = match self.list.line(0, RECORD_MAX) {
-                Ok(Line::Whole(record)) => {
-                    let offset = self.offset;
-                    self.offset += record.len() as u64 + 1;
-                    match record.split_first() {
-                        Some((b'D', _)) => None,
-                        Some((b'T', address)) => {
-                            self.ahead.put(Recipient { offset, address: address.to_vec() });
-                            None
-                        }
-                        _ => Some(EndOfPass::Trouble("unknown record type in")),
+            self.ended = match self.list.next_entry() {
+                Ok(Some(entry)) => {
+                    if !entry.done {
+                        self.ahead.put(Recipient { spot: entry.spot, address: entry.address });
                     }
+                    None
                 }
-                Ok(Line::End(rest)) if rest.is_empty() => Some(EndOfPass::Complete),
-                Ok(Line::End(_) | Line::TooLong) | Err(_) => Some(EndOfPass::Trouble("trouble reading")),
+                Ok(None) => Some(EndOfPass::Complete),
+                Err(Trouble::Letter) => Some(EndOfPass::Trouble("unknown record type in")),
+                Err(Trouble::Reading) => Some(EndOfPass::Trouble("trouble reading")),
             };
         }
         self.ended.is_some() || self.ahead.is_full(self.together)
@@ -160,9 +154,12 @@ mod tests {
     use qmail::fd;
 
     fn pass(list: &[u8], together: bool) -> Pass {
-        let (read, write) = fd::pipe().unwrap();
-        fd::write_all(&write, list).unwrap();
-        Pass::new(7, read, together)
+        let name = format!("pass-{:?}-{}", std::thread::current().id(), std::process::id());
+        let name = std::env::temp_dir().join(name);
+        std::fs::write(&name, list).unwrap();
+        let file = fd::open_read(name.to_str().unwrap()).unwrap();
+        std::fs::remove_file(name).unwrap();
+        Pass::new(7, file, together).unwrap()
     }
 
     fn all(mut pass: Pass, room: usize) -> (Vec<Vec<String>>, EndOfPass) {
@@ -203,7 +200,7 @@ mod tests {
     fn offsets_point_at_the_records() {
         let mut pass = pass(LIST, true);
         while !pass.read_on() {}
-        let offsets: Vec<u64> = pass.take(9).iter().map(|r| r.offset).collect();
+        let offsets: Vec<u64> = pass.take(9).iter().map(|r| r.spot.record).collect();
         assert_eq!(offsets, [0, 15]);
     }
 

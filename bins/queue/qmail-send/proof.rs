@@ -6,7 +6,8 @@
 use crate::desk::{Desk, SYSTEM_TROUBLE_SECONDS, Wake, list_path, now};
 use nix::errno::Errno;
 use qmail::fd;
-use qmail::queue::info::{Damage, INFO_MAX, Info, ListMeter};
+use qmail::queue::info::{Damage, INFO_MAX, Info};
+use qmail::queue::list::{ListMeter, Shape, Tail};
 use qmail::queue::record::{Hash, Meter};
 use qmail::queue::rewrite::Way;
 use qmail::queue::{self, Number};
@@ -65,7 +66,7 @@ struct Trial {
 }
 
 enum Stage {
-    List(Way, OwnedFd, ListMeter),
+    List(Way, OwnedFd, Shape, ListMeter),
     Mess(Hasher),
 }
 
@@ -134,8 +135,8 @@ impl Trial {
         let ways = Way::BOTH.into_iter().skip(after.map_or(0, |way| 1 + way as usize));
         for way in ways {
             let name = list_path(way, number);
-            match fd::open_read(&name) {
-                Ok(file) => return Ok(Stage::List(way, file, ListMeter::default())),
+            match fd::open_read(&name).and_then(|file| Ok((Shape::of(&file)?, file))) {
+                Ok((shape, file)) => return Ok(Stage::List(way, file, shape, ListMeter::new(shape))),
                 Err(Errno::ENOENT) => {}
                 Err(_) => return Err(Verdict::Unreadable(name)),
             }
@@ -148,18 +149,21 @@ impl Trial {
     // model: L2
     fn step(&mut self) -> Verdict {
         match &mut self.stage {
-            Stage::List(way, file, meter) => {
+            Stage::List(way, file, shape, meter) => {
                 let name = list_path(*way, self.number);
                 match feed(file, |bytes| meter.update(bytes)) {
                     Err(_) => Verdict::Unreadable(name),
                     Ok(false) => Verdict::Undecided,
                     Ok(true) => {
                         let found = std::mem::take(meter).finish();
-                        let expected = self.info.check.as_ref().map(|check| check.list(*way));
-                        // Without a check record (an old qmail-send wrote info) any list is taken.
-                        let sound = expected.is_none_or(|hash| hash.is_some() && hash == found.as_ref());
                         let way = *way;
-                        if sound { self.go_on(way) } else { Verdict::Changed(name) }
+                        match self.info.check.as_ref().map(|check| check.list(way)) {
+                            Some(hash) if hash.is_some() && hash == found.as_ref() => self.go_on(way),
+                            Some(_) => Verdict::Changed(name),
+                            // An old qmail-send wrote info, and any list is taken: but none with a tail.
+                            None if shape.tail == Tail::None => self.go_on(way),
+                            None => Verdict::Changed(queue::info(self.number)),
+                        }
                     }
                 }
             }

@@ -6,7 +6,7 @@
 //! that is changing its way, after a pause.
 #![forbid(unsafe_code)]
 
-use crate::channel::{Channel, RECORD_MAX};
+use crate::channel::Channel;
 use crate::cleaner::Task;
 use crate::desk::{Desk, SLEEP_SECONDS, Wake, file_stat, is_message_gone, list_path, now, remove_durably};
 use crate::proof::Hasher;
@@ -18,7 +18,8 @@ use nix::sys::stat::{Mode, fstat, futimens};
 use nix::sys::time::TimeSpec;
 use qmail::envelope;
 use qmail::fd;
-use qmail::queue::info::{ListMeter, check_record};
+use qmail::queue::info::check_record;
+use qmail::queue::list::{ListMeter, RECORD_MAX, Spot, tag, write_tail};
 use qmail::queue::record::{self, Meter, Record as Commit};
 use qmail::queue::report::log_safe;
 use qmail::queue::rewrite::Way;
@@ -76,13 +77,15 @@ enum Written {
     /// Preprocessed: which lists there are.
     New([bool; 2]),
     /// Its way was changed: where each recipient stands in its list; None for those without a list.
-    Changed(Vec<Option<u64>>),
+    Changed(Vec<Option<Spot>>),
 }
 
 /// A number found at the start: is the envelope whole, and is the message the one it was written for?
 struct Proving {
     todo: Reader<OwnedFd>,
     meter: Meter,
+    /// A commit record is to come.
+    sealed: bool,
     commit: Option<Commit>,
     /// The last one so far.
     recipient: Option<Vec<u8>>,
@@ -94,6 +97,7 @@ struct Reading {
     todo: Reader<OwnedFd>,
     uid: u64,
     pid: u64,
+    sealed: bool,
     sender: Option<Vec<u8>>,
     commit: Option<Commit>,
     recipients: Vec<(Way, Vec<u8>)>,
@@ -103,6 +107,7 @@ struct Writing {
     todo: Reader<OwnedFd>,
     uid: u64,
     pid: u64,
+    sealed: bool,
     commit: Option<Commit>,
     files: Files,
 }
@@ -122,13 +127,19 @@ struct List {
     file: OwnedFd,
     /// Bytes so far.
     length: u64,
+    /// Recipients so far, and the indices of those who are done.
+    count: u64,
+    done: Vec<u64>,
     buffer: Vec<u8>,
     meter: ListMeter,
 }
 
-/// Everything is written: what is still to be synced, in order.
+/// Files and directories to be synced, in this order.
+type Unsynced = VecDeque<(String, OwnedFd)>;
+
+/// Everything is written: what is still to be synced.
 struct Syncing {
-    rest: VecDeque<(String, OwnedFd)>,
+    rest: Unsynced,
     written: Written,
 }
 
@@ -316,10 +327,10 @@ impl Todo {
                     desk.done.insert(now, number);
                 }
             }
-            Written::Changed(offsets) => {
+            Written::Changed(spots) => {
                 let Some(message) = desk.short.remove(number) else { return };
                 for channel in channels {
-                    channel.adopt(desk, number, &message, &offsets);
+                    channel.adopt(desk, number, &message, &spots);
                     channel.take_held(desk);
                 }
             }
@@ -362,7 +373,7 @@ fn begin(desk: &mut Desk, number: Number) -> Option<Job> {
     let todo = Reader::new(envelope);
     let stage = if desk.unproven.contains(&number) {
         let (meter, mess) = (Meter::new(), Hasher::new(mess));
-        Stage::Proving(Box::new(Proving { todo, meter, commit: None, recipient: None, mess }))
+        Stage::Proving(Box::new(Proving { todo, meter, sealed: false, commit: None, recipient: None, mess }))
     } else {
         Stage::Reading(Box::new(Reading::new(todo)))
     };
@@ -401,18 +412,26 @@ fn write_changed(number: Number, message: &Message) -> Result<Syncing, String> {
     }
     let mut files = Files::create(number)?;
     files.sender(&message.sender)?;
-    let mut offsets = Vec::new();
+    let mut places = Vec::new();
     for recipient in &message.recipients {
         let left = |r: &short::Recipient| r.way == recipient.way && r.fate != Fate::Done;
-        offsets.push(if message.recipients.iter().any(left) {
-            let letter = if recipient.fate == Fate::Done { b'D' } else { b'T' };
-            Some(files.recipient(recipient.way, letter, &recipient.address)?)
+        places.push(if message.recipients.iter().any(left) {
+            Some(files.recipient(recipient.way, recipient.fate == Fate::Done, &recipient.address)?)
         } else {
             None // a list on which everybody is done would only be removed
         });
     }
     let birth = TimeSpec::new(i64::try_from(message.birth).unwrap_or(i64::MAX), 0);
-    let Syncing { mut rest, .. } = files.finish(message.commit.as_ref(), message.pid, Some(birth))?;
+    let (mut rest, [local, remote]) = files.finish(message.commit.as_ref(), message.pid, Some(birth))?;
+    let spots = message.recipients.iter().zip(places).map(|(recipient, place)| {
+        let (record, index) = place?;
+        let marks = match recipient.way {
+            Way::Local => local,
+            Way::Remote => remote,
+        };
+        Some(Spot { record, mark: marks.map(|marks| marks + index) })
+    });
+    let spots = spots.collect();
     if message.has_failed() {
         let name = queue::bounce_path(number);
         let bounce = fd::open_read(&name).map_err(|_| format!("unable to open {name}"))?;
@@ -420,7 +439,7 @@ fn write_changed(number: Number, message: &Message) -> Result<Syncing, String> {
         let directory = fd::open_directory("bounce").map_err(|_| "unable to open bounce".to_string())?;
         rest.push_back(("bounce".to_string(), directory));
     }
-    Ok(Syncing { rest, written: Written::Changed(offsets) })
+    Ok(Syncing { rest, written: Written::Changed(spots) })
 }
 
 /// `todo/N` without a message: what is left of one that ended before its envelope was removed. Its other
@@ -473,7 +492,8 @@ impl Proving {
                     self.meter.update(&envelope::record(b'T', &address));
                     self.recipient = Some(address);
                 }
-                Ok(Some(Record::Uid(_) | Record::Pid(_))) => {}
+                Ok(Some(Record::Uid(_))) => {}
+                Ok(Some(Record::Pid { sealed, .. })) => self.sealed |= sealed,
                 Ok(Some(Record::Commit(commit))) => {
                     let found = std::mem::take(&mut self.meter).finish().1;
                     return match todo::next(&mut self.todo) {
@@ -486,9 +506,12 @@ impl Proving {
                     };
                 }
                 Ok(Some(Record::Bad)) => return Step::Aside(format!("{name} is not what was accepted")),
-                // Without a record (an old qmail-queue wrote it) the old rule: what is there is accepted, if
-                // it is for somebody and has not lost its record just there.
-                Ok(None) if self.recipient.is_some_and(|last| !record::is_swallowed_by(&last)) => {
+                // Where no record is to be (an old qmail-queue wrote it) the old rule: what is there is accepted,
+                // if it is for somebody and has not lost its record just there.
+                Ok(None)
+                    if !self.sealed
+                        && self.recipient.as_ref().is_some_and(|last| !record::is_swallowed_by(last)) =>
+                {
                     return read_now(number);
                 }
                 Ok(None) => return Step::Aside(format!("{name} is not what was accepted")),
@@ -533,7 +556,8 @@ fn log_sender(desk: &Desk, number: Number, size: u64, sender: &[u8], pid: u64, u
 
 impl Reading {
     fn new(todo: Reader<OwnedFd>) -> Reading {
-        Reading { todo, uid: 0, pid: 0, sender: None, commit: None, recipients: Vec::new() }
+        let (sender, commit, recipients) = (None, None, Vec::new());
+        Reading { todo, uid: 0, pid: 0, sealed: false, sender, commit, recipients }
     }
 
     /// Starts the short way, or begins the long one: for many recipients, without a slot for each, and for
@@ -570,7 +594,10 @@ impl Reading {
         for _ in 0..RECORDS_A_TURN {
             match todo::next(&mut self.todo) {
                 Ok(Some(Record::Uid(uid))) => self.uid = uid,
-                Ok(Some(Record::Pid(pid))) => self.pid = pid,
+                Ok(Some(Record::Pid { pid, sealed })) => {
+                    self.pid = pid;
+                    self.sealed |= sealed;
+                }
                 Ok(Some(Record::Sender(sender))) if self.sender.is_none() => self.sender = Some(sender),
                 Ok(Some(Record::Recipient(address)))
                     if self.sender.is_some() && self.recipients.len() < RECIPIENTS_MAX =>
@@ -582,7 +609,7 @@ impl Reading {
                     self.recipients.push((way, rewritten));
                 }
                 Ok(Some(Record::Commit(commit))) if self.commit.is_none() => self.commit = Some(commit),
-                Ok(None) => return self.sender.is_some(),
+                Ok(None) => return self.sender.is_some() && (self.commit.is_some() || !self.sealed),
                 Ok(Some(_)) | Err(_) => return false,
             }
         }
@@ -596,7 +623,7 @@ impl Writing {
         desk.orphans.remove(&number); // the number has a message again
         let files = Files::create(number)?;
         desk.log.line(format!("new msg {number}"));
-        Ok(Writing { todo, uid: 0, pid: 0, commit: None, files })
+        Ok(Writing { todo, uid: 0, pid: 0, sealed: false, commit: None, files })
     }
 
     fn step(mut self: Box<Self>, desk: &mut Desk, size: u64) -> Step {
@@ -607,8 +634,9 @@ impl Writing {
                     self.uid = uid;
                     Ok(())
                 }
-                Ok(Some(Record::Pid(pid))) => {
+                Ok(Some(Record::Pid { pid, sealed })) => {
                     self.pid = pid;
+                    self.sealed |= sealed;
                     Ok(())
                 }
                 Ok(Some(Record::Sender(sender))) if self.files.head.is_empty() => {
@@ -623,9 +651,15 @@ impl Writing {
                     Ok(())
                 }
                 Ok(Some(_)) => Err(format!("unknown record type in {name}")),
+                Ok(None) if self.sealed && self.commit.is_none() => {
+                    return Step::Aside(format!("{name} is not what was accepted"));
+                }
                 Ok(None) => {
                     return match self.files.finish(self.commit.as_ref(), self.pid, None) {
-                        Ok(syncing) => Step::Going(Stage::Syncing(syncing)),
+                        Ok((rest, lists)) => {
+                            let written = Written::New(lists.map(|list| list.is_some()));
+                            Step::Going(Stage::Syncing(Syncing { rest, written }))
+                        }
                         Err(what) => Step::Trouble(what),
                     };
                 }
@@ -644,7 +678,7 @@ impl Writing {
             let what = "control files make an address too long for";
             return Err(format!("{what} {}", list_path(way, self.files.number)));
         }
-        self.files.recipient(way, b'T', &rewritten).map(drop)
+        self.files.recipient(way, false, &rewritten).map(drop)
     }
 }
 
@@ -662,9 +696,9 @@ impl Files {
         fd::write_all(&self.info, &self.head).map_err(|_| format!("trouble writing to {name}"))
     }
 
-    /// Appends a record to a list; where it stands.
+    /// Appends a record to a list; where it stands, and its index.
     // model: T10
-    fn recipient(&mut self, way: Way, letter: u8, address: &[u8]) -> Result<u64, String> {
+    fn recipient(&mut self, way: Way, done: bool, address: &[u8]) -> Result<(u64, u64), String> {
         let [local, remote] = &mut self.lists;
         let place = match way {
             Way::Local => local,
@@ -674,16 +708,17 @@ impl Files {
             Some(list) => list,
             None => place.insert(List::create(list_path(way, self.number))?),
         };
-        list.put(&envelope::record(letter, address))
+        list.put(done, address)
     }
 
-    /// The envelope has been written to its end; `birth` is info's modification time, if it is not now.
+    /// The envelope has been written to its end; `birth` is info's modification time, if it is not now. What is
+    /// to be synced, and where the marks of each list begin.
     fn finish(
         mut self,
         commit: Option<&Commit>,
         pid: u64,
         birth: Option<TimeSpec>,
-    ) -> Result<Syncing, String> {
+    ) -> Result<(Unsynced, [Option<u64>; 2]), String> {
         let number = self.number;
         if self.head.is_empty() {
             return Err(format!("no sender in {}", queue::todo_path(number)));
@@ -695,14 +730,14 @@ impl Files {
         self.head.extend_from_slice(&records);
         let mut rest = VecDeque::new();
         let mut hashes = [None, None];
-        let mut used = [false, false];
-        for (((list, hash), used), way) in
-            self.lists.into_iter().zip(&mut hashes).zip(&mut used).zip(Way::BOTH)
+        let mut marks = [None, None];
+        for (((list, hash), marks), way) in
+            self.lists.into_iter().zip(&mut hashes).zip(&mut marks).zip(Way::BOTH)
         {
             let Some(mut list) = list else { continue };
-            list.flush()?;
+            list.end(&tag(commit))?;
             *hash = list.meter.finish();
-            *used = true;
+            *marks = Some(list.length);
             start_writeback(&list.file);
             rest.push_back((list.name, list.file));
             rest.push_back(directory_of(way.name(), number)?);
@@ -717,7 +752,7 @@ impl Files {
         start_writeback(&self.info);
         rest.push_front(directory_of("info", number)?);
         rest.push_front((name, self.info));
-        Ok(Syncing { rest, written: Written::New(used) })
+        Ok((rest, marks))
     }
 }
 
@@ -733,20 +768,37 @@ fn directory_of(name: &str, number: Number) -> Result<(String, OwnedFd), String>
 impl List {
     fn create(name: String) -> Result<List, String> {
         match fd::create_new(&name, 0o600) {
-            Ok(file) => Ok(List { name, file, length: 0, buffer: Vec::new(), meter: ListMeter::default() }),
+            Ok(file) => {
+                let (buffer, meter) = (Vec::new(), ListMeter::default());
+                Ok(List { name, file, length: 0, count: 0, done: Vec::new(), buffer, meter })
+            }
             Err(_) => Err(format!("unable to create {name}")),
         }
     }
 
-    /// Appends a record; where it stands.
-    fn put(&mut self, record: &[u8]) -> Result<u64, String> {
-        let offset = self.length;
+    /// Appends a record; where it stands, and its index.
+    fn put(&mut self, done: bool, address: &[u8]) -> Result<(u64, u64), String> {
+        let record = envelope::record(if done { b'D' } else { b'T' }, address);
+        let place = (self.length, self.count);
+        if done {
+            self.done.push(self.count);
+        }
         self.length += record.len() as u64;
-        self.buffer.extend_from_slice(record);
+        self.count += 1;
+        self.buffer.extend_from_slice(&record);
         if self.buffer.len() >= LIST_BUFFER {
             self.flush()?;
         }
-        Ok(offset)
+        Ok(place)
+    }
+
+    /// Everybody is on it: the marks follow.
+    fn end(&mut self, tag: &str) -> Result<(), String> {
+        self.flush()?;
+        self.meter.update_tail(self.count, tag);
+        let file = &self.file;
+        write_tail(self.count, &self.done, tag, |piece| fd::write_all(file, piece))
+            .map_err(|_| format!("trouble writing to {}", self.name))
     }
 
     fn flush(&mut self) -> Result<(), String> {

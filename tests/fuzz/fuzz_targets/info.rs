@@ -3,7 +3,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use qmail::queue::info::{Info, ListMeter, check_record};
+use qmail::queue::info::{Info, check_record};
+use qmail::queue::list::ListMeter;
 use qmail::queue::record::{Hash, Record};
 
 fn hash(list: &[u8], piece: usize) -> Option<Hash> {

@@ -155,7 +155,7 @@ impl Draft {
         // model: Q6
         let file = self.create_intd()?;
         // model: Q7
-        let head = format!("u{}\0p{}\0", origin.uid, origin.pid).into_bytes();
+        let head = super::todo::head(origin.uid, origin.pid);
         let envelope = copy_envelope(&file, head, source)?;
         let commit =
             Record { length, message, envelope }.encode(u64::try_from(origin.pid.as_raw()).unwrap_or(0));

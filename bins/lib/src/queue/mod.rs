@@ -9,6 +9,7 @@ pub mod client;
 pub mod door;
 pub mod info;
 pub mod launcher;
+pub mod list;
 pub mod lock;
 pub mod record;
 pub mod report;
