@@ -343,7 +343,7 @@ OPEN, LIMITS, LANDLOCK, SECCOMP = "none yet", "rlimits", "rlimits, Landlock", "r
 ROWS = {
     "qmail-clean": (SECCOMP, "daemon", queue("unlink mess/0 intd todo pid") | {"a message"}),
     "qmail-queued": (LANDLOCK, "daemon", NO_FILTER | ACCEPT | {"fork"}),
-    "qmail-queued a child, for one message": (SECCOMP, "queued_child", ACCEPT),
+    "qmail-queued a worker, which takes messages": (SECCOMP, "queued_worker", ACCEPT),
     "qmail-send": (LANDLOCK, "daemon", NO_FILTER | queue(
         "make info/0 local/0 remote/0 bounce", "write info/0 local/0 remote/0 bounce", "unlink info/0 local/0 remote/0 bounce") | {"control"}),
     "qmail-rspawn": (LANDLOCK, "daemon", NO_FILTER | {"control", "tcp", "listen", "fork"}),
@@ -487,7 +487,7 @@ class Injected(unittest.TestCase):
         wait_for(lambda: set(os.listdir("/home/ann/Maildir/new")) - before, "mail to go on")
 
     @contextlib.contextmanager
-    def queued_child(self, _):
+    def queued_worker(self, _):
         server = int(open(HOME + "/run/queue.lock").read())
         before = set(harness.family(server))
         r, w = os.pipe()

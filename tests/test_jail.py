@@ -128,7 +128,7 @@ class Running(Case):
         server = home.queued_pid()
         self.start(["qmail-queue"], {**home.env, "QMAILDOOR": "socket"})
         child = wait_for(lambda: [pid for pid in harness.family(server) if pid != server], "its child")
-        self.comes_to(child[0], "qmail-queued", "a child, for one message")
+        self.comes_to(child[0], "qmail-queued", "a worker, which takes messages")
 
     def test_qmail_queue_by_each_door(self):
         home = self.own().start()

@@ -1,5 +1,6 @@
 """qmail-queued: callers that stall, die, flood or lie, and a server that is killed."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -254,6 +255,71 @@ sys.stdin.read()
         self.assertEqual(refused.code, 82)
         self.assertEqual(self.queue(as_user=(54322, 54322)).code, 0)
         self.assertEqual(self.queue(as_user=harness.owner()[1:]).code, 0)
+
+    @contextlib.contextmanager
+    def held(self):
+        """The server stands still; what comes meanwhile it finds all at once."""
+        os.kill(self.daemon.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.daemon.pid, signal.SIGCONT)
+
+    def ready_worker(self):
+        """The worker of a message that has just been taken; the server, which must be held, does not know it yet."""
+        mr, mw, er, ew = self.pipes()
+        with contextlib.ExitStack() as stack:
+            s = self.request(mr, er)
+            wait_for(lambda: any("/mess/" in f for f in self.leftovers()), "the worker at work")
+            stack.enter_context(self.held())
+            [worker] = self.children()
+            os.write(mw, b"m\n")
+            os.close(mw)
+            os.write(ew, ENVELOPE)
+            os.close(ew)
+            self.assertEqual(self.answer(s), b"\0")
+            return worker, stack.pop_all()
+
+    def second_message(self):
+        mr, mw, er, ew = self.pipes()
+        s = self.request(mr, er)
+        os.write(mw, b"second\n")
+        os.close(mw)
+        os.write(ew, ENVELOPE)
+        os.close(ew)
+        return s
+
+    def test_a_worker_takes_the_next_message_too_and_then_goes_home(self):
+        before = os.listdir(f"/proc/{self.daemon.pid}/fd")
+        worker, holding = self.ready_worker()
+        with holding:
+            s = self.second_message()
+            wait_for(lambda: self.status(worker, "State") == "S", "the worker to wait")
+        self.assertEqual(self.answer(s), b"\0")
+        self.assertLessEqual(self.children(), [worker])
+        self.assertEqual(len(os.listdir(self.home.file("queue/todo"))), 2)
+        wait_for(lambda: not self.children(), "the worker's end")
+        self.assertEqual(os.listdir(f"/proc/{self.daemon.pid}/fd"), before)
+
+    def test_a_worker_that_died_while_it_was_free_is_not_waited_for(self):
+        worker, holding = self.ready_worker()
+        with holding:
+            wait_for(lambda: self.status(worker, "State") == "S", "the worker to wait")
+            os.kill(worker, signal.SIGKILL)
+            wait_for(lambda: self.status(worker, "State") == "Z", "the worker's end")
+            s = self.second_message()
+        self.assertEqual(self.answer(s), b"\0")
+        self.assertEqual(len(os.listdir(self.home.file("queue/todo"))), 2)
+
+    def test_workers_without_work_go_home_and_take_nothing_with_them(self):
+        before = os.listdir(f"/proc/{self.daemon.pid}/fd")
+        waiting = [self.request(mr, er) for mr, _, er, _ in (self.pipes() for _ in range(12))]
+        wait_for(lambda: len(self.children()) == 12, "twelve workers")
+        for s in waiting:
+            s.close()
+        wait_for(lambda: not self.children(), "their end")
+        self.assertEqual(os.listdir(f"/proc/{self.daemon.pid}/fd"), before)
+        self.assertEqual(self.leftovers(), [])
 
     def test_a_second_server_refuses_to_start(self):
         result = self.home.run(["qmail-queued"])

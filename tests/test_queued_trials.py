@@ -289,13 +289,14 @@ class Callers(Case):
         os.close(mw)
         self.assertEqual(s.recv(1), b"\0")
 
-    def test_a_child_has_the_servers_standard_descriptors_its_connection_and_the_two(self):
+    def test_a_worker_has_the_servers_standard_descriptors_two_sockets_and_what_was_passed(self):
         s = self.request(self.pipe()[0], self.pipe(ENVELOPE)[0])
         wait_for(lambda: any("/mess/" in f for f in self.left()), "the child at work")
         [child] = self.children()
         kinds = sorted(re.sub(r"[\d/].*", "", os.readlink(f"/proc/{child}/fd/{n}")) for n in os.listdir(f"/proc/{child}/fd")
                        if int(n) > 2)
-        self.assertEqual(kinds, ["", "pipe:[", "pipe:[", "socket:["])  # "" is mess
+        # "" is mess; one socket is the caller's, the other leads to the server.
+        self.assertEqual(kinds, ["", "pipe:[", "pipe:[", "socket:[", "socket:["])
         for n in os.listdir(f"/proc/{child}/fd"):
             if int(n) > 2:
                 with open(f"/proc/{child}/fdinfo/{n}") as f:
@@ -367,8 +368,8 @@ class Blocked(Case):
     """A read that blocks though poll promised something: strace tells the child so of an empty pipe."""
 
     def setUp(self):
-        # The first poll of a child waits for the request, the second for the message.
-        self.before = tracing("-o", "/dev/null", "-e", "trace=poll", "-e", "inject=poll:retval=1:when=2")
+        # A worker's first poll waits for a connection, the second for the request, the third for the message.
+        self.before = tracing("-o", "/dev/null", "-e", "trace=poll", "-e", "inject=poll:retval=1:when=3")
         super().setUp()
 
     def test_the_child_sees_its_caller_leave_all_the_same(self):
@@ -437,7 +438,7 @@ class Lingering(Case):
         self.assertEqual(stranger.stdout.readline(), b"handed over\n")
         os.kill(self.server, signal.SIGCONT)
         self.others_are_served()  # behind the stranger in the line
-        self.assertEqual(len(self.children()), 40)
+        wait_for(lambda: len(self.children()) == 40, "the end of the worker that served the others")
         end()
         wait_for(lambda: not self.children(), "the end of its children")
 

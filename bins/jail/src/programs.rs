@@ -145,8 +145,8 @@ pub static QMAIL_QUEUED: Profile = Profile::jail("qmail-queued", "qmailq")
     .network(Network::Local("the socket `run/queue`"))
     .forks();
 
-pub static QMAIL_QUEUED_MESSAGE: Profile = Profile::jail("qmail-queued", "qmailq")
-    .part("a child, for one message")
+pub static QMAIL_QUEUED_WORKER: Profile = Profile::jail("qmail-queued", "qmailq")
+    .part("a worker, which takes messages")
     .calls(&[&RUN, &FILES, &REMOVE, &LINK, &SYNC, &ALARM, &TALK])
     .stays();
 
@@ -375,7 +375,7 @@ pub static ALL: &[&Profile] = &[
     &QMAIL_QUEUE,
     &QMAIL_QUEUE_ASKING,
     &QMAIL_QUEUED,
-    &QMAIL_QUEUED_MESSAGE,
+    &QMAIL_QUEUED_WORKER,
     &QMAIL_SEND,
     &QMAIL_SEND_OWN,
     &QMAIL_SEND_FILTER,
