@@ -489,13 +489,13 @@ class Injected(unittest.TestCase):
     @contextlib.contextmanager
     def queued_worker(self, _):
         server = int(open(HOME + "/run/queue.lock").read())
-        before = set(harness.family(server))
+        wait_for(lambda: set(harness.family(server)) == {server}, "earlier workers to go home")
         r, w = os.pipe()
         client = subprocess.Popen(["qmail-queue"], env=ENV, stdin=r, stdout=subprocess.DEVNULL, user="joe", group="joe", extra_groups=[],
                                   executable=HOME + "/bin/qmail-queue", close_fds=True)
         os.close(r)
         try:
-            pid = wait_for(lambda: set(harness.family(server)) - before, "the child of qmail-queued").pop()
+            pid = wait_for(lambda: set(harness.family(server)) - {server}, "a worker of qmail-queued").pop()
             self.closed(pid, SECCOMP)
             with Attacker(pid) as a:
                 yield a, False, HOME

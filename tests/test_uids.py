@@ -515,9 +515,9 @@ SERVER = {0: NULL, 1: NULL, 2: LOG, 3: SOCKET}
 EXPECTED = {
     "qmail-send": [Want(("qmails", "qmail"), {"the tests"}, {n: PIPE for n in range(7)}, HOME + "/queue/.*")],
     "cat": [Want(("qmaill", "nofiles"), {"qmail-send"}, {0: PIPE, 1: LOG})],
-    # The keeper; qmail-queued; the child with the message that an SMTP client has not ended.
+    # The keeper; qmail-queued, with a socket to its worker; the worker with the message that an SMTP client has not ended.
     "qmail-start": [Want(("qmailq", "qmail"), {"qmail-send"}, {0: NULL, 1: NULL, 2: NULL}, f"{PIPE}|{NULL}")],
-    "qmail-queued": [Want(("qmailq", "qmail"), {"qmail-start"}, {0: NULL, 1: NULL, 2: PIPE, 3: HOME + "/run/queue\\.lock", 4: SOCKET}),
+    "qmail-queued": [Want(("qmailq", "qmail"), {"qmail-start"}, {0: NULL, 1: NULL, 2: PIPE, 3: HOME + "/run/queue\\.lock", 4: SOCKET}, SOCKET),
                      Want(("qmailq", "qmail"), {"qmail-queued"}, {0: NULL, 1: NULL, 2: PIPE}, f"{PIPE}|{SOCKET}|{HOME}/queue/pid/.*|{HOME}/queue/mess/.*")],
     "qmail-lspawn": [Want(("root", "qmail"), {"qmail-send"}, {0: PIPE, 1: PIPE, 2: NULL}, PIPE)],
     "qmail-rspawn": [Want(("qmailr", "qmail"), {"qmail-send"}, {0: PIPE, 1: PIPE, 2: NULL}, PIPE)],
@@ -527,7 +527,7 @@ EXPECTED = {
     "qmail-local": [Want(("joe", "joe"), {"qmail-lspawn"}, DELIVERY), Want(("alias", "nofiles"), {"qmail-lspawn"}, DELIVERY)],
     "sh": [Want(("joe", "joe"), {"qmail-local"}, DELIVERY), Want(("alias", "nofiles"), {"qmail-local"}, DELIVERY)],
     "tcpserver": [Want(("qmaild", "nofiles"), {"the tests"}, SERVER)] * 2 + [Want(("root", "root"), {"the tests"}, SERVER, groups=[])],
-    # To qmail-queued's child: a socket and two pipes.
+    # To qmail-queued's worker: a socket and two pipes.
     "qmail-smtpd": [Want(("qmaild", "nofiles"), {"tcpserver"}, CONNECTION, f"{SOCKET}|{PIPE}")],
     # The classic way: root, before the password with a child that talks, and behind it; and by qmail-authd.
     "qmail-popup": [Want(("root", "root"), {"tcpserver"}, CONNECTION, PIPE + "|closed", groups=[])] * 2 + [
