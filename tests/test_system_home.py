@@ -410,8 +410,8 @@ class Running(WholeSystem):
                 # The keeper of qmail-queued is a fork of qmail-start.
                 "qmail-start": (uid("qmailq"), qmail, [qmail])}
         found = self.processes()
-        for name, ids in want.items():
-            self.assertEqual(found.get(name), [ids], name)
+        for name, ids in want.items():  # a worker of qmail-queued may still wait for work
+            self.assertIn(found.get(name), ([ids], [ids] * 2 if name == "qmail-queued" else None), name)
         servers = [ids for ids in found["tcpserver"] if ids[0] != 0]
         self.assertEqual(servers, [(uid("qmaild"), nofiles, [nofiles])])
 
