@@ -16,19 +16,16 @@
 //! without a home it works as it always did.
 #![forbid(unsafe_code)]
 
-mod connection;
-
-use connection::Answers;
 use jail::{Jail, programs};
 use nix::errno::Errno;
-use nix::poll::PollFlags;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::socket::{MsgFlags, getsockopt, recv, sockopt};
 use nix::unistd::Uid;
+use pop::connection::Answers;
+use pop::login::{LOGIN_FIELDS, Unread, talk};
 use qmail::auth::door::{self, Request};
 use qmail::auth::{Secret, wipe};
 use qmail::home::Home;
-use qmail::pop3::{Command, LINE_MAX, Verb};
+use qmail::pop3::LINE_MAX;
 use qmail::program::{self, Args, Program, Voice};
 use qmail::sys::memory;
 use qmail::sys::process::{self, End};
@@ -37,13 +34,7 @@ use qmail::trouble::Trouble;
 use qmail::{date, environ, fd};
 use std::os::fd::{AsRawFd, OwnedFd};
 
-/// From the banner to the password: whoever holds the line longer holds others out.
-const LOGIN_SECONDS: u64 = 60;
-
-/// Unknown or failed commands before the line is closed.
-const FAILURES_MAX: u32 = 3;
-
-/// The talk with a client ends by itself: LOGIN_SECONDS, and as long as one answer may take to be sent. A child
+/// The talk with a client ends by itself: a minute, and as long as one answer may take to be sent. A child
 /// that talks for longer is not talking any more.
 const TALK_SECONDS: u64 = 400;
 
@@ -61,7 +52,7 @@ fn main() {
 }
 
 fn popup(args: Args) -> Result<(), Trouble> {
-    let mut answers = Answers::new();
+    let mut answers = Answers::default();
     // Whatever happens the code is 1; a client that cannot be written to needs no words.
     let _ = session(&args, &mut answers).and_then(|()| answers.flush());
     Err(Trouble::exit(1, ""))
@@ -86,7 +77,7 @@ fn session(args: &Args, answers: &mut Answers) -> Result<(), Errno> {
             if let Err(trouble) = Jail::of(&programs::QMAIL_POPUP).home(home).close() {
                 return not_set_up(answers, &trouble);
             }
-            let Some(fields) = talk(answers, &timestamp)? else { return Ok(()) };
+            let Some(fields) = talk(Unread::default(), answers, &timestamp)? else { return Ok(()) };
             ask(answers, home, subprogram, fields)
         }
         home => match talk_in_child(answers, home.as_ref(), &timestamp)? {
@@ -130,7 +121,7 @@ fn talk_in_child(
             let _ = answers.err("[SYS/TEMP] this server is not set up").and_then(|()| answers.flush());
             return NOT_RUN;
         }
-        if let Ok(Some(mut fields)) = talk(answers, timestamp) {
+        if let Ok(Some(mut fields)) = talk(Unread::default(), answers, timestamp) {
             let _ = fd::write_all(&write, &fields);
             wipe(&mut fields);
         }
@@ -141,10 +132,10 @@ fn talk_in_child(
     let fields = read_fields(&read);
     let _ = kill(pid, Signal::SIGKILL); // it has said everything, or nothing that counts
     let _ = process::wait(pid);
-    // Three fields or none.
-    Ok(fields
-        .ok()
-        .filter(|fields| fields.ends_with(b"\0") && fields.iter().filter(|b| **b == 0).count() == 3))
+    // All of them or none.
+    Ok(fields.ok().filter(|fields| {
+        fields.ends_with(b"\0") && fields.iter().filter(|b| **b == 0).count() == LOGIN_FIELDS
+    }))
 }
 
 /// Root's child talks as qmaild, where there is one.
@@ -174,140 +165,6 @@ fn read_fields(pipe: &OwnedFd) -> Result<Vec<u8>, Errno> {
         }
         fields.extend_from_slice(chunk.get(..n).unwrap_or_default());
         wipe(&mut chunk);
-    }
-}
-
-/// Greets the client and talks to it until there is a name and a secret: what a checker reads. None when the
-/// client has left or has to. This is the only code that parses what comes from the network, and it needs
-/// nothing but descriptors 0 and 1.
-fn talk(answers: &mut Answers, timestamp: &[u8]) -> Result<Option<Vec<u8>>, Errno> {
-    answers.put(&[b"+OK ", timestamp, b"\r\n"].concat())?;
-    answers.flush()?;
-    let login = log_in(answers)?;
-    answers.flush()?;
-    Ok(login.map(|Login { mut name, mut secret }| {
-        let fields = [name.as_slice(), b"\0", &secret, b"\0", timestamp, b"\0"].concat();
-        wipe(&mut name);
-        wipe(&mut secret);
-        fields
-    }))
-}
-
-/// What a client says it is.
-struct Login {
-    name: Vec<u8>,
-    /// Password, or the digest of APOP.
-    secret: Vec<u8>,
-}
-
-/// Talks until there is a name and a secret; None when the client has left or has to.
-fn log_in(answers: &mut Answers) -> Result<Option<Login>, Errno> {
-    let deadline = Deadline::seconds(LOGIN_SECONDS);
-    let mut input = Input { is_socket: getsockopt(&fd::IN, sockopt::SockType).is_ok(), deadline };
-    let mut name: Option<Vec<u8>> = None;
-    let mut failures = 0;
-    while failures < FAILURES_MAX {
-        let Some(mut line) = input.line()? else { return Ok(None) };
-        let user = name.take(); // rfc1939:7: PASS comes right after USER
-        let command = Command::parse(&line);
-        let refusal = match command.verb {
-            _ if line.len() > LINE_MAX => Some("line too long"),
-            Verb::User => {
-                name = command.name().map(<[u8]>::to_vec);
-                name.is_none().then_some("syntax error")
-            }
-            Verb::Pass => match (user, command.password()) {
-                (None, _) => Some("USER first"),
-                (_, None) => Some("syntax error"),
-                (Some(name), Some(password)) => {
-                    let secret = password.to_vec();
-                    wipe(&mut line);
-                    return Ok(Some(Login { name, secret }));
-                }
-            },
-            Verb::Apop => match command.apop() {
-                Some((name, digest)) => {
-                    return Ok(Some(Login { name: name.to_vec(), secret: digest.to_vec() }));
-                }
-                None => Some("syntax error"),
-            },
-            Verb::Capa => {
-                answers.ok("")?;
-                answers.put(b"USER\r\nTOP\r\nUIDL\r\nPIPELINING\r\nRESP-CODES\r\nAUTH-RESP-CODE\r\n.\r\n")?;
-                answers.flush()?;
-                continue;
-            }
-            Verb::Quit => {
-                answers.ok("")?;
-                return Ok(None);
-            }
-            Verb::Noop => None,
-            _ => Some("authorization first"),
-        };
-        match refusal {
-            Some(text) => {
-                failures += 1;
-                answers.err(text)?;
-            }
-            None => answers.ok("")?,
-        }
-        answers.flush()?;
-    }
-    Ok(None)
-}
-
-/// The client's lines, read so that what follows the last one stays unread.
-struct Input {
-    is_socket: bool,
-    deadline: Deadline,
-}
-
-impl Input {
-    /// The next line without its LF, one byte longer than LINE_MAX if it is too long; None at the end.
-    fn line(&mut self) -> Result<Option<Vec<u8>>, Errno> {
-        let mut line = Vec::with_capacity(LINE_MAX + 1); // grown, it would leave copies of a password behind
-        loop {
-            let mut chunk = [0u8; 512];
-            let n = self.read(&mut chunk)?;
-            let piece = chunk.get(..n).unwrap_or_default();
-            if piece.is_empty() {
-                wipe(&mut line);
-                return Ok(None);
-            }
-            let room = (LINE_MAX + 1).saturating_sub(line.len());
-            let end = piece.strip_suffix(b"\n");
-            let text = end.unwrap_or(piece);
-            line.extend_from_slice(text.get(..text.len().min(room)).unwrap_or_default());
-            let complete = end.is_some();
-            wipe(&mut chunk);
-            if complete {
-                return Ok(Some(line));
-            }
-        }
-    }
-
-    /// Reads some bytes, at most to the end of the line: a socket is looked at first, everything else is
-    /// read byte by byte.
-    fn read(&mut self, chunk: &mut [u8]) -> Result<usize, Errno> {
-        loop {
-            timed::wait(fd::IN, PollFlags::POLLIN, self.deadline)?;
-            let wanted = if self.is_socket {
-                match recv(fd::IN.0, chunk, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT) {
-                    Ok(seen) => {
-                        let seen = chunk.get(..seen).unwrap_or_default();
-                        seen.iter().position(|b| *b == b'\n').map_or(seen.len(), |at| at + 1)
-                    }
-                    Err(Errno::EINTR | Errno::EAGAIN) => continue,
-                    Err(errno) => return Err(errno),
-                }
-            } else {
-                1
-            };
-            match nix::unistd::read(fd::IN, chunk.get_mut(..wanted).unwrap_or_default()) {
-                Err(Errno::EINTR | Errno::EAGAIN) => {}
-                result => return result,
-            }
-        }
     }
 }
 

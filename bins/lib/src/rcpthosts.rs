@@ -19,6 +19,11 @@ pub struct RcptHosts {
 }
 
 impl RcptHosts {
+    /// These domains, and no database.
+    pub fn of(hosts: Set) -> RcptHosts {
+        RcptHosts { hosts: Some(hosts), more: None }
+    }
+
     /// Reads one and opens the other.
     pub fn read(control: &Control) -> Result<RcptHosts, Trouble> {
         let hosts = control.set("rcpthosts")?;

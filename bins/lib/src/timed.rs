@@ -130,9 +130,42 @@ pub enum Line {
     TooLong,
 }
 
+/// Where a reader's bytes come from: a descriptor, or whatever plays a peer in a test.
+pub trait Source {
+    /// Reads what is there, at least one byte; 0 is the end. ECONNRESET when the peer of `watch` hangs up meanwhile.
+    fn read(&self, buffer: &mut [u8], deadline: Deadline, watch: Option<Standard>) -> Result<usize, Errno>;
+}
+
+impl<F: AsFd> Source for F {
+    fn read(&self, buffer: &mut [u8], deadline: Deadline, watch: Option<Standard>) -> Result<usize, Errno> {
+        let Some(watch) = watch else { return read(self, buffer, deadline) };
+        loop {
+            wait_watching(self, watch, deadline)?;
+            match nix::unistd::read(self, buffer) {
+                // Back to where the peer is seen to leave.
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => std::thread::sleep(AGAIN),
+                result => return result,
+            }
+        }
+    }
+}
+
+/// Where a writer's bytes go: a descriptor, or whatever plays a peer in a test.
+pub trait Sink {
+    /// Writes all of it.
+    fn write_all(&self, bytes: &[u8], deadline: Deadline) -> Result<(), Errno>;
+}
+
+impl<F: AsFd> Sink for F {
+    fn write_all(&self, bytes: &[u8], deadline: Deadline) -> Result<(), Errno> {
+        write_all(self, bytes, deadline)
+    }
+}
+
 /// A buffered reader with a limit on each read and one on everything.
 pub struct Reader<F> {
-    fd: F,
+    source: F,
     buffer: Vec<u8>,
     start: usize,
     each: Option<Duration>,
@@ -140,15 +173,15 @@ pub struct Reader<F> {
     watch: Option<Standard>,
 }
 
-impl<F: AsFd> Reader<F> {
+impl<F: Source> Reader<F> {
     /// Waits for ever.
-    pub fn new(fd: F) -> Reader<F> {
-        Reader { fd, buffer: Vec::new(), start: 0, each: None, overall: Deadline::never(), watch: None }
+    pub fn new(source: F) -> Reader<F> {
+        Reader { source, buffer: Vec::new(), start: 0, each: None, overall: Deadline::never(), watch: None }
     }
 
     /// Each read may take this long.
-    pub fn with_timeout(fd: F, each: Duration) -> Reader<F> {
-        Reader { each: Some(each), ..Reader::new(fd) }
+    pub fn with_timeout(source: F, each: Duration) -> Reader<F> {
+        Reader { each: Some(each), ..Reader::new(source) }
     }
 
     /// A deadline over all reads from now on.
@@ -197,23 +230,10 @@ impl<F: AsFd> Reader<F> {
         let old = self.buffer.len();
         self.buffer.resize(old + CHUNK, 0);
         let deadline = self.each.map_or(Deadline::never(), Deadline::after).or(self.overall);
-        let result = self.read_behind(old, deadline);
+        let room = self.buffer.get_mut(old..).unwrap_or_default();
+        let result = self.source.read(room, deadline, self.watch);
         self.buffer.truncate(old + *result.as_ref().unwrap_or(&0));
         result
-    }
-
-    fn read_behind(&mut self, old: usize, deadline: Deadline) -> Result<usize, Errno> {
-        let Some(room) = self.buffer.get_mut(old..) else { return Ok(0) };
-        let Some(watch) = self.watch else { return read(&self.fd, room, deadline) };
-        loop {
-            wait_watching(&self.fd, watch, deadline)?;
-            match nix::unistd::read(&self.fd, room) {
-                // Back to where the peer is seen to leave.
-                Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => std::thread::sleep(AGAIN),
-                result => return result,
-            }
-        }
     }
 
     /// The next line, up to `terminator`, of at most `max` bytes without it.
@@ -257,21 +277,21 @@ impl<F: AsFd> Reader<F> {
 
 /// A buffered writer. What is put is sent when the buffer fills or at `flush`; nothing is sent on drop.
 pub struct Writer<F> {
-    fd: F,
+    sink: F,
     buffer: Vec<u8>,
     each: Option<Duration>,
     overall: Deadline,
 }
 
-impl<F: AsFd> Writer<F> {
+impl<F: Sink> Writer<F> {
     /// Waits for ever.
-    pub fn new(fd: F) -> Writer<F> {
-        Writer { fd, buffer: Vec::new(), each: None, overall: Deadline::never() }
+    pub fn new(sink: F) -> Writer<F> {
+        Writer { sink, buffer: Vec::new(), each: None, overall: Deadline::never() }
     }
 
     /// Each flush may take this long.
-    pub fn with_timeout(fd: F, each: Duration) -> Writer<F> {
-        Writer { each: Some(each), ..Writer::new(fd) }
+    pub fn with_timeout(sink: F, each: Duration) -> Writer<F> {
+        Writer { each: Some(each), ..Writer::new(sink) }
     }
 
     pub fn set_overall(&mut self, deadline: Deadline) {
@@ -288,15 +308,15 @@ impl<F: AsFd> Writer<F> {
             return Ok(());
         }
         let deadline = self.each.map_or(Deadline::never(), Deadline::after).or(self.overall);
-        let result = write_all(&self.fd, &self.buffer, deadline);
+        let result = self.sink.write_all(&self.buffer, deadline);
         self.buffer.clear();
         result
     }
 
-    /// Flushes and gives the descriptor back.
+    /// Flushes and gives back what it wrote to.
     pub fn finish(mut self) -> Result<F, Errno> {
         self.flush()?;
-        Ok(self.fd)
+        Ok(self.sink)
     }
 }
 

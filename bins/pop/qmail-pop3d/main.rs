@@ -11,16 +11,12 @@
 //! no locks: a file another program has moved is found again by the part of its name that never changes.
 #![forbid(unsafe_code)]
 
-#[path = "../connection.rs"]
-mod connection;
-mod maildrop;
-mod session;
-
-use connection::Answers;
 use jail::{Jail, programs};
-use maildrop::Maildrop;
 use nix::errno::Errno;
 use nix::unistd::Uid;
+use pop::connection::Answers;
+use pop::maildrop::{self, Maildrop};
+use pop::session;
 use qmail::program::{Args, Program, Voice};
 use qmail::trouble::Trouble;
 use qmail::{date, fd};
@@ -33,7 +29,7 @@ fn pop3d(args: Args) -> Result<(), Trouble> {
     if Uid::current().is_root() || Uid::effective().is_root() {
         return Err(Trouble::exit(1, "qmail-pop3d invoked as uid 0, terminating"));
     }
-    let mut answers = Answers::new();
+    let mut answers = Answers::default();
     // A client that is gone needs no words; without its QUIT nothing has changed.
     let _ = serve(&args, &mut answers).and_then(|()| answers.flush());
     Ok(())
@@ -54,7 +50,7 @@ fn serve(args: &Args, answers: &mut Answers) -> Result<(), Errno> {
     let now = date::now();
     maildrop::clean_tmp(now);
     match Maildrop::scan(now) {
-        Ok(maildrop) => session::run(maildrop, answers),
+        Ok(maildrop) => session::run(maildrop, fd::IN, answers),
         Err(_) => answers.err("[SYS/TEMP] unable to scan $HOME/Maildir"),
     }
 }

@@ -6,7 +6,7 @@ use crate::maildrop::Maildrop;
 use nix::errno::Errno;
 use qmail::fd;
 use qmail::pop3::{self, Command, LINE_MAX, Stuffer, Top, Verb};
-use qmail::timed::{Deadline, Line, Reader};
+use qmail::timed::{Deadline, Line, Reader, Sink, Source};
 
 /// A client that has not sent a whole command for so long is gone (rfc1939:3 wants at least 600).
 const IDLE_SECONDS: u64 = 1200;
@@ -15,9 +15,9 @@ const IDLE_SECONDS: u64 = 1200;
 const CHUNK: usize = 64 * 1024;
 
 /// Serves the client until it leaves. An error is a client that cannot be talked to any more.
-pub fn run(maildrop: Maildrop, answers: &mut Answers) -> Result<(), Errno> {
+pub fn run(maildrop: Maildrop, client: impl Source, answers: &mut Answers<impl Sink>) -> Result<(), Errno> {
     let mut session = Session { maildrop, answers, last: 0 };
-    let mut input = Reader::new(fd::IN);
+    let mut input = Reader::new(client);
     session.answers.ok("")?;
     loop {
         // Commands that came together are answered together.
@@ -37,14 +37,14 @@ pub fn run(maildrop: Maildrop, answers: &mut Answers) -> Result<(), Errno> {
     }
 }
 
-struct Session<'a> {
+struct Session<'a, O> {
     maildrop: Maildrop,
-    answers: &'a mut Answers,
+    answers: &'a mut Answers<O>,
     /// The highest number deleted, for LAST.
     last: usize,
 }
 
-impl Session<'_> {
+impl<O: Sink> Session<'_, O> {
     /// Answers one command; true when it was the last.
     fn obey(&mut self, command: &Command<'_>) -> Result<bool, Errno> {
         let words = command.words();

@@ -11,27 +11,30 @@
 //!            child with no new socket at all talks to the client, and this process, with rlimits only,
 //!            starts $QMAILQUEUE for it (qmail::queue::launcher)
 //!
-//! `session` is the conversation, `message` what follows DATA, `reply` every reply there is, `config`
-//! what the administrator decided. An extension is a word in `Session::extensions`, a verb in
-//! `smtp::command` and its arm in `Session::answer`.
+//! The conversation is a library (lib.rs), so that tests can have it without a process.
 #![forbid(unsafe_code)]
 
-mod config;
-mod message;
-mod reply;
-mod session;
-
-use config::Config;
 use jail::{Jail, programs};
+use qmail::fd;
 use qmail::home::Home;
 use qmail::program::{Args, Program};
 use qmail::queue::client::{Entrance, Reach, reach};
 use qmail::queue::launcher;
+use qmail::received::Peer;
+use qmail::timed::Writer;
 use qmail::trouble::Trouble;
-use session::Session;
+use smtpd::config::Config;
+use smtpd::reply;
+use smtpd::session::{Connection, Session};
+use std::io::IsTerminal;
+use std::os::fd::AsFd;
+use std::time::Duration;
 
 /// Exit code of every end but QUIT.
 const EXIT_UNFINISHED: i32 = 1;
+
+/// Seconds for the one line that says we cannot work at all.
+const REFUSAL_TIMEOUT: u64 = 60;
 
 fn main() -> ! {
     Program::new("qmail-smtpd", "qmail-smtpd").on_panic(EXIT_UNFINISHED).run(smtpd)
@@ -40,10 +43,26 @@ fn main() -> ! {
 fn smtpd(args: Args) -> Result<(), Trouble> {
     args.none()?;
     let ended = match prepare() {
-        Ok((config, entrance)) => Session::new(&config, entrance).run(),
-        Err(trouble) => session::refuse_connection(trouble),
+        Ok((config, entrance)) => {
+            let typed = fd::IN.as_fd().is_terminal();
+            let connection = Connection::new(fd::IN, fd::OUT, config.timeout, typed);
+            Session::new(&config, Peer::from_environ(), connection, entrance, warn).run()
+        }
+        Err(trouble) => refuse_connection(trouble),
     };
     ended.map_err(|trouble| trouble.with_exit(EXIT_UNFINISHED))
+}
+
+/// We cannot even greet: one reply, and the reason for the log.
+fn refuse_connection(trouble: Trouble) -> Result<(), Trouble> {
+    let mut output = Writer::with_timeout(fd::OUT, Duration::from_secs(REFUSAL_TIMEOUT));
+    let _ = output.put(reply::NO_CONTROLS.line(false)).and_then(|()| output.flush());
+    Err(trouble)
+}
+
+fn warn(what: &str, text: &[u8]) {
+    let line = [b"qmail-smtpd: warning: ".as_slice(), what.as_bytes(), b": ", text, b"\n"];
+    let _ = fd::write_all(fd::ERR, &line.concat());
 }
 
 /// Reads what the administrator decided, and closes the jail by what handing in a message may come to. Where

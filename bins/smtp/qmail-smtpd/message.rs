@@ -3,10 +3,10 @@
 use crate::config::Config;
 use crate::reply::{self, Reply};
 use crate::session::{Connection, End};
-use qmail::queue::client::{Outcome, Submission};
+use qmail::date;
+use qmail::queue::client::{Message, Outcome};
 use qmail::smtp::data::{Decoder, Hops, Step};
-use qmail::timed::Deadline;
-use qmail::{date, fd};
+use qmail::timed::{Deadline, Sink, Source};
 use std::time::{Duration, Instant};
 
 /// A message with so many Received and Delivered lines is going round in circles.
@@ -20,28 +20,28 @@ const RATE_MIN: u64 = 100;
 const MESSAGE_TIME_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A message being received.
-pub struct Incoming<'a> {
+pub struct Incoming<'a, M> {
     config: &'a Config,
-    submission: Submission,
+    submission: M,
     hops: Hops,
     /// Bytes of the client's message, as stored.
     size: u64,
 }
 
-impl<'a> Incoming<'a> {
+impl<'a, M: Message> Incoming<'a, M> {
     /// Begins with the Received line, which counts neither as hop nor as size.
-    pub fn begin(config: &'a Config, mut submission: Submission, received: &[u8]) -> Incoming<'a> {
+    pub fn begin(config: &'a Config, mut submission: M, received: &[u8]) -> Incoming<'a, M> {
         submission.put(received);
         Incoming { config, submission, hops: Hops::default(), size: 0 }
     }
 
     /// Reads up to the lone dot. What is too big or looping is read to its end all the same, so that
     /// the reply is understood as the one to this message.
-    pub fn read(&mut self, connection: &mut Connection) -> Result<(), End> {
+    pub fn read(&mut self, connection: &mut Connection<impl Source, impl Sink>) -> Result<(), End> {
         let mut decoder = Decoder::default();
         let started = Instant::now();
         let mut received: u64 = 0;
-        let typed = connection.is_typed();
+        let mut typed_cr = false;
         loop {
             if connection.input.buffered().is_empty() {
                 connection.input.set_overall(deadline(started, self.config.timeout, received));
@@ -49,9 +49,11 @@ impl<'a> Incoming<'a> {
                 received = received.saturating_add(n as u64);
             }
             let available = connection.input.buffered();
-            let (used, step) = if typed {
+            let (used, step) = if connection.typed {
                 let line = available.split_inclusive(|b| *b == b'\n').next().unwrap_or_default();
-                (line.len(), decoder.feed(&with_cr(line), |bytes| self.store(bytes)).1)
+                let fed = decoder.feed(&with_cr(line, typed_cr), |bytes| self.store(bytes));
+                typed_cr = line.ends_with(b"\r");
+                (line.len(), fed.1)
             } else {
                 decoder.feed(available, |bytes| self.store(bytes))
             };
@@ -78,8 +80,13 @@ impl<'a> Incoming<'a> {
         self.hops.count() >= HOPS_MAX
     }
 
-    /// Hands over the envelope and says what became of the message.
-    pub fn finish<'r>(self, sender: &[u8], recipients: impl Iterator<Item = &'r [u8]>) -> Reply {
+    /// Hands over the envelope and says what became of the message; to `warn` what the log should know.
+    pub fn finish<'r>(
+        self,
+        sender: &[u8],
+        recipients: impl Iterator<Item = &'r [u8]>,
+        warn: fn(&str, &[u8]),
+    ) -> Reply {
         let looping = self.is_looping();
         let outcome = self.submission.close_with(sender, recipients);
         match outcome {
@@ -95,22 +102,16 @@ impl<'a> Incoming<'a> {
     }
 }
 
-/// A line for the log: a queue that takes nothing is the administrator's business.
-pub fn warn(what: &str, text: &[u8]) {
-    let _ =
-        fd::write_all(fd::ERR, &[b"qmail-smtpd: warning: ", what.as_bytes(), b": ", text, b"\n"].concat());
-}
-
 /// When a message that began then, and has brought so many bytes, must have brought more.
 fn deadline(started: Instant, grace: Duration, received: u64) -> Deadline {
     let allowed = grace.saturating_add(Duration::from_secs(received / RATE_MIN)).min(MESSAGE_TIME_MAX);
     Deadline::after(allowed.saturating_sub(started.elapsed()))
 }
 
-/// The line of a person at a terminal, whose Enter key is no CR LF.
-fn with_cr(line: &[u8]) -> Vec<u8> {
+/// The line of a person at a terminal, whose Enter key is no CR LF; `behind_cr` when the piece before ended in CR.
+fn with_cr(line: &[u8], behind_cr: bool) -> Vec<u8> {
     match line.strip_suffix(b"\n") {
-        Some(text) if !text.ends_with(b"\r") => [text, b"\r\n"].concat(),
+        Some(text) if !text.ends_with(b"\r") && !(text.is_empty() && behind_cr) => [text, b"\r\n"].concat(),
         _ => line.to_vec(),
     }
 }
@@ -130,8 +131,10 @@ mod tests {
 
     #[test]
     fn a_typed_line_gets_the_cr_it_lacks() {
-        assert_eq!(with_cr(b"a\n"), b"a\r\n");
-        assert_eq!(with_cr(b"a\r\n"), b"a\r\n");
-        assert_eq!(with_cr(b"a"), b"a");
+        assert_eq!(with_cr(b"a\n", false), b"a\r\n");
+        assert_eq!(with_cr(b"a\r\n", false), b"a\r\n");
+        assert_eq!(with_cr(b"a", false), b"a");
+        assert_eq!(with_cr(b"a\n", true), b"a\r\n");
+        assert_eq!(with_cr(b"\n", true), b"\n");
     }
 }

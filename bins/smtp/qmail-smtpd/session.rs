@@ -1,26 +1,20 @@
 //! The conversation: one command, one reply, until QUIT.
 
 use crate::config::Config;
-use crate::message::{self, Incoming};
+use crate::message::Incoming;
 use crate::reply::{self, Reply};
 use nix::errno::Errno;
-use qmail::fd::{self, Standard};
-use qmail::queue::client::{Entrance, Outcome};
+use qmail::queue::client::{Outcome, Queue};
 use qmail::received::Peer;
 use qmail::smtp::command::{self, Command, Path, Verb};
-use qmail::timed::{Deadline, Line, Reader, Writer};
+use qmail::timed::{Deadline, Line, Reader, Sink, Source, Writer};
 use qmail::trouble::Trouble;
 use qmail::{date, envelope, ipme};
-use std::io::IsTerminal;
 use std::net::IpAddr;
-use std::os::fd::AsFd;
 use std::time::Duration;
 
 /// Recipients of one message (RFC 5321 section 4.5.3.1.8 asks for at least 100); 1000 of the longest are a megabyte.
 const RECIPIENTS_MAX: usize = 1000;
-
-/// Seconds for the one line that says we cannot work at all.
-const REFUSAL_TIMEOUT: u64 = 60;
 
 /// How a conversation ends.
 pub enum End {
@@ -32,21 +26,19 @@ pub enum End {
 }
 
 /// The connection, with replies held back until the client has to read them.
-pub struct Connection {
-    pub input: Reader<Standard>,
-    output: Writer<Standard>,
+pub struct Connection<I, O> {
+    pub input: Reader<I>,
+    output: Writer<O>,
     timeout: Duration,
+    /// A person sits at the other end.
+    pub typed: bool,
 }
 
-impl Connection {
-    fn new(timeout: Duration) -> Connection {
-        let input = Reader::with_timeout(fd::IN, timeout);
-        Connection { input, output: Writer::with_timeout(fd::OUT, timeout), timeout }
-    }
-
-    /// Whether a person sits at the other end.
-    pub fn is_typed(&self) -> bool {
-        fd::IN.as_fd().is_terminal()
+impl<I: Source, O: Sink> Connection<I, O> {
+    /// `timeout` is for each read, write and command.
+    pub fn new(input: I, output: O, timeout: Duration, typed: bool) -> Connection<I, O> {
+        let input = Reader::with_timeout(input, timeout);
+        Connection { input, output: Writer::with_timeout(output, timeout), timeout, typed }
     }
 
     fn put(&mut self, bytes: impl AsRef<[u8]>) -> Result<(), End> {
@@ -84,13 +76,6 @@ fn unreadable(errno: Errno) -> End {
     if errno == Errno::ETIMEDOUT { End::Fatal(reply::TIMEOUT, None) } else { End::Gone }
 }
 
-/// We cannot even greet: one reply, and the reason for the log.
-pub fn refuse_connection(trouble: Trouble) -> Result<(), Trouble> {
-    let mut output = Writer::with_timeout(fd::OUT, Duration::from_secs(REFUSAL_TIMEOUT));
-    let _ = output.put(reply::NO_CONTROLS.line(false)).and_then(|()| output.flush());
-    Err(trouble)
-}
-
 /// What MAIL began.
 struct Transaction {
     sender: Vec<u8>,
@@ -107,11 +92,13 @@ impl Transaction {
     }
 }
 
-pub struct Session<'a> {
-    entrance: Entrance,
+pub struct Session<'a, I, O, Q> {
     config: &'a Config,
     peer: Peer,
-    connection: Connection,
+    connection: Connection<I, O>,
+    queue: Q,
+    /// Takes lines for the log: a queue that takes nothing is the administrator's business.
+    warn: fn(&str, &[u8]),
     /// The name the client gave itself.
     helo: Option<Vec<u8>>,
     /// The client said EHLO: replies carry their enhanced status.
@@ -121,14 +108,20 @@ pub struct Session<'a> {
     own: Option<Vec<IpAddr>>,
 }
 
-impl<'a> Session<'a> {
-    pub fn new(config: &'a Config, entrance: Entrance) -> Session<'a> {
-        let (peer, connection) = (Peer::from_environ(), Connection::new(config.timeout));
+impl<'a, I: Source, O: Sink, Q: Queue> Session<'a, I, O, Q> {
+    pub fn new(
+        config: &'a Config,
+        peer: Peer,
+        connection: Connection<I, O>,
+        queue: Q,
+        warn: fn(&str, &[u8]),
+    ) -> Session<'a, I, O, Q> {
         Session {
-            entrance,
             config,
             peer,
             connection,
+            queue,
+            warn,
             helo: None,
             extended: false,
             transaction: None,
@@ -264,10 +257,10 @@ impl<'a> Session<'a> {
         }
         // Over with DATA, whatever becomes of it.
         let Some(transaction) = self.transaction.take() else { return Ok(reply::MAIL_FIRST) };
-        let submission = match self.entrance.submit() {
+        let submission = match self.queue.submit() {
             Ok(submission) => submission,
             Err(Outcome::Permanent(text) | Outcome::Temporary(text)) => {
-                message::warn("unable to start qmail-queue", &text);
+                (self.warn)("unable to start qmail-queue", &text);
                 return Ok(reply::NO_QUEUE);
             }
             Err(Outcome::Queued { .. }) => return Ok(reply::NO_QUEUE),
@@ -276,7 +269,7 @@ impl<'a> Session<'a> {
         let received = self.peer.line(self.helo.as_deref(), "SMTP", date::now());
         let mut incoming = Incoming::begin(self.config, submission, &received);
         incoming.read(&mut self.connection)?;
-        Ok(incoming.finish(&transaction.sender, transaction.recipients()))
+        Ok(incoming.finish(&transaction.sender, transaction.recipients(), self.warn))
     }
 
     /// The address in an argument, `[IP]` of ours replaced, and what stands behind it. None when it is bad.

@@ -277,6 +277,26 @@ impl Asked {
     }
 }
 
+/// Who takes messages: the queue, or whatever plays it in a test.
+pub trait Queue {
+    type Message: Message;
+
+    /// Begins a message. The error is what to tell the user.
+    fn submit(&self) -> Result<Self::Message, Outcome>;
+}
+
+/// A message on its way, written piece by piece.
+pub trait Message {
+    /// Appends to it.
+    fn put(&mut self, bytes: &[u8]);
+
+    /// Nothing shall be queued.
+    fn abort(&mut self);
+
+    /// Ends it, hands over the envelope and waits for the verdict.
+    fn close_with<'a>(self, sender: &[u8], recipients: impl Iterator<Item = &'a [u8]>) -> Outcome;
+}
+
 /// Where the messages of a process go in.
 pub enum Entrance {
     /// As this process finds it.
@@ -285,13 +305,28 @@ pub enum Entrance {
     Launcher(Rc<Launcher>),
 }
 
-impl Entrance {
-    /// Begins a message. The error is what to tell the user.
-    pub fn submit(&self) -> Result<Submission, Outcome> {
+impl Queue for Entrance {
+    type Message = Submission;
+
+    fn submit(&self) -> Result<Submission, Outcome> {
         match self {
             Entrance::Home(home) => Submission::open(home),
             Entrance::Launcher(launcher) => Submission::through(launcher),
         }
+    }
+}
+
+impl Message for Submission {
+    fn put(&mut self, bytes: &[u8]) {
+        Submission::put(self, bytes);
+    }
+
+    fn abort(&mut self) {
+        Submission::abort(self);
+    }
+
+    fn close_with<'a>(self, sender: &[u8], recipients: impl Iterator<Item = &'a [u8]>) -> Outcome {
+        Submission::close_with(self, sender, recipients)
     }
 }
 

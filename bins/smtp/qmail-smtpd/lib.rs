@@ -1,0 +1,11 @@
+//! smtpd - the conversation of qmail-smtpd, which main.rs leads over a connection, and a test over anything
+//!
+//! `session` is the conversation, `message` what follows DATA, `reply` every reply there is, `config`
+//! what the administrator decided. An extension is a word in `Session::extensions`, a verb in
+//! `smtp::command` and its arm in `Session::answer`.
+#![forbid(unsafe_code)]
+
+pub mod config;
+mod message;
+pub mod reply;
+pub mod session;
