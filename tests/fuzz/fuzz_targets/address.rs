@@ -1,7 +1,7 @@
 //! Address lists: what was written reads as the same list, and nothing gets into an envelope that would end it.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
-use libfuzzer_sys::fuzz_target;
+use fuzz::fuzz_target;
 use qmail::address::{self, Completion};
 
 fuzz_target!(|text: &[u8]| {

@@ -1,8 +1,8 @@
 //! Any text as users/assign: refused, or a database in which every local part can be looked up without
 //! damage being found; any file as users/cdb; any output of qmail-getpw.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
-use libfuzzer_sys::fuzz_target;
+use fuzz::fuzz_target;
 use qmail::assign::{self, User};
 use qmail::cdb::{self, Reader};
 

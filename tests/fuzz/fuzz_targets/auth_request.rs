@@ -1,8 +1,8 @@
 //! Requests to qmail-authd, and its list: what was parsed is within its limits and is sent again as the same bytes;
 //! nothing in it could end a variable, an argument or a line early.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
-use libfuzzer_sys::fuzz_target;
+use fuzz::fuzz_target;
 use qmail::auth::door::{FIELDS_MAX, NAMES, Request, VALUE_MAX, WORD_MAX, WORDS_MAX};
 use qmail::auth::services;
 

@@ -1,8 +1,8 @@
 //! Bounces about any sender, recipient and report: the header is the one we write, the paragraphs stay
 //! paragraphs, and a quoted address is read as the address it was.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
-use libfuzzer_sys::fuzz_target;
+use fuzz::fuzz_target;
 use qmail::address::{self, Completion};
 use qmail::date;
 use qmail::queue::bounce::{Kind, Names, paragraph};

@@ -1,8 +1,8 @@
 //! Any file as a cdb: a lookup ends, without panic and without a large buffer, whatever the bytes say.
 //! And what the writer makes, the reader finds.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
-use libfuzzer_sys::fuzz_target;
+use fuzz::fuzz_target;
 use qmail::cdb::{Reader, Writer};
 
 fuzz_target!(|input: (&[u8], Vec<(Vec<u8>, Vec<u8>)>)| {

@@ -1,7 +1,7 @@
 //! Any text as control files and as users/ids, and where any recipient goes by them.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
-use libfuzzer_sys::fuzz_target;
+use fuzz::fuzz_target;
 use qmail::control::{Map, Set, dot_suffixes, entries};
 use qmail::decimal;
 use qmail::envelope;

@@ -1,8 +1,8 @@
 //! Whatever a DNS server sends: parsed without a panic, and what comes out keeps its promises.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use dns::wire::{Data, Kind, Question, RECORDS_MAX, Verdict, parse_answer};
-use libfuzzer_sys::fuzz_target;
+use fuzz::fuzz_target;
 
 /// A name as the DNS may carry it: up to 255 bytes on the wire, no NUL.
 fn is_name(name: &[u8]) -> bool {

@@ -1,9 +1,9 @@
 //! Any bytes as a name to ask for - domains come from addresses that strangers write: refused, or a query
 //! whose answer is known again.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use dns::wire::{Kind, Question, Verdict, parse_answer};
-use libfuzzer_sys::fuzz_target;
+use fuzz::fuzz_target;
 
 /// Header, the longest name, type and class, an empty OPT record.
 const QUERY_MAX: usize = 12 + 255 + 4 + 11;

@@ -1,9 +1,9 @@
 //! Any text as resolv.conf and as $DNSCACHEIP.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use dns::reverse_name;
 use dns::servers::{SERVERS_MAX, parse_list, parse_resolv_conf};
-use libfuzzer_sys::fuzz_target;
+use fuzz::fuzz_target;
 
 fuzz_target!(|text: &[u8]| {
     for list in [parse_list(text), parse_resolv_conf(text)] {

@@ -1,7 +1,7 @@
 //! Any bytes as a .qmail file, and any bytes as extension and addresses.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
-use libfuzzer_sys::fuzz_target;
+use fuzz::fuzz_target;
 use qmail::dotqmail::{Delivery, Instruction, Owner, candidates, instructions};
 
 fuzz_target!(|data: &[u8]| {

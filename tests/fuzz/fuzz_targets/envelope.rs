@@ -1,8 +1,8 @@
 //! Any bytes as an envelope on descriptor 1 of qmail-queue: read as the format says, and nothing beyond
 //! the limits is kept. And what a client writes, qmail-queue reads.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
-use libfuzzer_sys::fuzz_target;
+use fuzz::fuzz_target;
 use qmail::envelope::{self, ADDRESS_MAX, Envelope, Part};
 use qmail::fd;
 use qmail::timed::Reader;

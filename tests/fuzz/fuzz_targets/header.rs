@@ -1,7 +1,7 @@
 //! Headers: in whatever pieces a message comes, the same header and body are found, and nothing is lost.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
-use libfuzzer_sys::fuzz_target;
+use fuzz::fuzz_target;
 use qmail::header::{self, Header, Reader, Wrong};
 
 fn read(message: &[u8], piece: usize) -> Result<(Header, Vec<u8>), Wrong> {

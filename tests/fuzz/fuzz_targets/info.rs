@@ -1,8 +1,8 @@
 //! Any bytes as info/N; what is written there is read back, and any change is noticed; a recipient list
 //! has the same hash however it is cut and whoever is done.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
-use libfuzzer_sys::fuzz_target;
+use fuzz::fuzz_target;
 use qmail::queue::info::{Info, check_record};
 use qmail::queue::list::ListMeter;
 use qmail::queue::record::{Hash, Record};

@@ -1,8 +1,8 @@
 //! The reader that all input goes through: lines up to any terminator and length, of any bytes in any
 //! pieces.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
-use libfuzzer_sys::fuzz_target;
+use fuzz::fuzz_target;
 use qmail::fd;
 use qmail::timed::{Line, Reader};
 

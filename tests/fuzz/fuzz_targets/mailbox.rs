@@ -1,8 +1,8 @@
 //! A message delivered into any mailbox: nothing of another message is ever cut, what was torn of this one
 //! is replaced, and what was written can be read back.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
-use libfuzzer_sys::fuzz_target;
+use fuzz::fuzz_target;
 use qmail::mbox::{self, Head};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;

@@ -1,7 +1,7 @@
 //! Any command line: the options that getopt(3) would find, in their order, or its refusal.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
-use libfuzzer_sys::fuzz_target;
+use fuzz::fuzz_target;
 use qmail::program::{Args, Parsed, Program};
 
 const SPEC: &str = "ab:c/";

@@ -1,7 +1,7 @@
 //! POP3 command lines, Maildir names, records of a uidlist, and messages as RETR and TOP send them.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
-use libfuzzer_sys::fuzz_target;
+use fuzz::fuzz_target;
 use qmail::pop3::{
     Command, Name, Stuffer, Top, base, is_unique_id, message, number, uidlist_record, unique_id,
 };

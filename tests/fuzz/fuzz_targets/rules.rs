@@ -1,8 +1,8 @@
 //! Any text as rules: refused, or a database in which every peer can be looked up; and any file as that
 //! database.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
-use libfuzzer_sys::fuzz_target;
+use fuzz::fuzz_target;
 use qmail::cdb::Reader;
 use qmail::rules::{self, Peer};
 

@@ -1,7 +1,7 @@
 //! Whatever a message holds: on the wire there is one end, at the end, and no bare CR or LF.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
-use libfuzzer_sys::fuzz_target;
+use fuzz::fuzz_target;
 use qmail::smtp::body::{Encoder, Scan};
 
 fuzz_target!(|message: &[u8]| {

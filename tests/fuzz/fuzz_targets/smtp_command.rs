@@ -1,7 +1,7 @@
 //! What a client's command line can hold: nothing of it panics, and no address carries what would end it early.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
-use libfuzzer_sys::fuzz_target;
+use fuzz::fuzz_target;
 use qmail::smtp::command::{Command, declared_size, literal, path};
 
 fuzz_target!(|line: &[u8]| {

@@ -1,8 +1,8 @@
 //! A message in any bytes and any pieces: how it is cut never matters, only CR LF . CR LF ends it, and
 //! what is stored never has a dot line of its own making.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
-use libfuzzer_sys::fuzz_target;
+use fuzz::fuzz_target;
 use qmail::smtp::data::{Decoder, Hops, Step};
 
 fn decode(input: &[u8], piece: usize) -> (Vec<u8>, usize, Step, u32) {

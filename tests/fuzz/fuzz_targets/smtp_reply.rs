@@ -1,8 +1,8 @@
 //! Whatever an SMTP server says: the same replies however it is cut, bounded, and a code only where
 //! every line has it.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
-use libfuzzer_sys::fuzz_target;
+use fuzz::fuzz_target;
 use qmail::smtp::reply::{Extensions, LINE_MAX, Parser, REPLY_MAX, Reply, TEXT_MAX};
 
 fn replies<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Vec<Reply> {

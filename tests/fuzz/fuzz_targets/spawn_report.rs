@@ -1,8 +1,8 @@
 //! What a spawner tells qmail-send, in any bytes and any pieces: the same reports, bounded, and nothing in
 //! them that could end a log line, or the paragraph of a bounce. And what a qmail-queue tells its caller.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
-use libfuzzer_sys::fuzz_target;
+use fuzz::fuzz_target;
 use qmail::queue::bounce::paragraph;
 use qmail::queue::client::Outcome;
 use qmail::queue::door;

@@ -1,7 +1,7 @@
 //! Requests of qmail-send to a spawner: any bytes, cut anywhere; and reports made of any output.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
-use libfuzzer_sys::fuzz_target;
+use fuzz::fuzz_target;
 use qmail::spawn::{LIMIT, report, request};
 use qmail::sys::process::End;
 
@@ -37,7 +37,10 @@ fuzz_target!(|bytes: &[u8]| {
             // Of several nobody succeeds without a whole report of its own that says so, and one on the message.
             for (at, report) in remote.iter().enumerate().filter(|(_, r)| count > 1 && r.starts_with(b"K")) {
                 let said: Vec<_> = bytes.split(|b| *b == 0).collect();
-                assert!(said[at].starts_with(b"r") && said[at..].iter().any(|r| r.starts_with(b"K")), "{report:?}");
+                assert!(
+                    said[at].starts_with(b"r") && said[at..].iter().any(|r| r.starts_with(b"K")),
+                    "{report:?}"
+                );
             }
         }
     }

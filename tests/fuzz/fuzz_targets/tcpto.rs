@@ -1,7 +1,7 @@
 //! Any file as the table of timeouts, at any time: a record lies in the table, and what is noted is found.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
-use libfuzzer_sys::fuzz_target;
+use fuzz::fuzz_target;
 use qmail::tcpto::{FILE_SIZE, RECORD_SIZE, answered, parse, skip, timed_out};
 
 fuzz_target!(|input: (u64, u32, u8, &[u8])| {

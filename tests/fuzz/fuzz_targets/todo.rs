@@ -1,8 +1,8 @@
 //! Any bytes as todo/N: the records that stand there, damage noticed; and a commit record comes back as
 //! it was written.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
-use libfuzzer_sys::fuzz_target;
+use fuzz::fuzz_target;
 use qmail::envelope::ADDRESS_MAX;
 use qmail::fd;
 use qmail::queue::record::{self, Meter};

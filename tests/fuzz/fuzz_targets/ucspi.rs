@@ -1,8 +1,8 @@
 //! What a peer says of itself - by ident, by DNS, by HELO - in log lines and in a Received line; and any
 //! text as /etc/services.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
-use libfuzzer_sys::fuzz_target;
+use fuzz::fuzz_target;
 use qmail::maildir;
 use qmail::received::Peer;
 use qmail::ucspi::{ident_reply, log_field, port};
