@@ -2,10 +2,9 @@
 //! is replaced, and what was written can be read back.
 #![cfg_attr(fuzzing, no_main)]
 
-use fuzz::fuzz_target;
+use fuzz::{fuzz_target, scratch};
 use qmail::mbox::{self, Head};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
 
 const EARLIER: &[u8] = b"From s@h Fri Nov 20 12:00:00 2026\n";
 const NOW: &[u8] = b"From s@h Sat Nov 21 08:15:59 2026\n";
@@ -28,13 +27,6 @@ fn record(from_line: &[u8], message: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Files in memory, so that no disk is waited for.
-fn scratch(name: &str) -> PathBuf {
-    let memory = PathBuf::from("/dev/shm");
-    let directory = if memory.is_dir() { memory } else { std::env::temp_dir() };
-    directory.join(format!("fuzz-mailbox-{}-{name}", std::process::id()))
-}
-
 fuzz_target!(|input: (u16, &[u8], &[u8], &[u8])| {
     let (torn, before, behind, message) = input;
     let wanted = record(NOW, message);
@@ -44,7 +36,7 @@ fuzz_target!(|input: (u16, &[u8], &[u8], &[u8])| {
     let torn = &earlier[..usize::from(torn).min(earlier.len())];
     let mailbox = [before, torn, behind].concat();
 
-    let (path, message_path) = (scratch("Mailbox"), scratch("message"));
+    let (path, message_path) = (scratch().join("Mailbox"), scratch().join("message"));
     std::fs::write(&path, &mailbox).expect("scratch space");
     std::fs::write(&message_path, message).expect("scratch space");
     let file = std::fs::File::open(&message_path).expect("scratch space");

@@ -5,8 +5,8 @@ use qmail::fd::Standard;
 use qmail::timed::{Deadline, Sink, Source};
 use std::cell::{Cell, RefCell};
 
-/// Bytes that a session may come to when its phrases are written out.
-const WORDS_MAX: usize = 300_000;
+/// Bytes that a script may come to when its phrases are written out: room for the recipients that are too many.
+const WORDS_MAX: usize = 20_000;
 
 /// Stands before a byte that would be a phrase.
 const LITERAL: u8 = 0xff;

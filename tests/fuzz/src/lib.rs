@@ -3,6 +3,9 @@
 
 pub mod dialogue;
 
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
 pub use arbitrary;
 #[cfg(fuzzing)]
 pub use libfuzzer_sys;
@@ -40,4 +43,17 @@ pub fn judge_arguments(run: fn(&[u8]) -> bool) {
         let bytes = std::fs::read(&path).expect("a file");
         println!("{path}: {}", if run(&bytes) { "judged" } else { "too short" });
     }
+}
+
+/// A directory of this process, made when it is first asked for: in memory where that is possible, so that no disk is
+/// waited for. libFuzzer ends the process without a word: `scripts/fuzz` removes those of its children.
+pub fn scratch() -> &'static Path {
+    static SCRATCH: OnceLock<PathBuf> = OnceLock::new();
+    SCRATCH.get_or_init(|| {
+        let memory = PathBuf::from("/dev/shm");
+        let directory = if memory.is_dir() { memory } else { std::env::temp_dir() };
+        let directory = directory.join(format!("fuzz-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).expect("scratch space");
+        directory
+    })
 }
