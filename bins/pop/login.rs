@@ -21,7 +21,7 @@ pub const LOGIN_FIELDS: usize = 3;
 
 /// Greets the client and talks to it until there is a name and a secret: what a checker reads. None when the
 /// client has left or has to. This is the only code that parses what comes from the network, and it needs
-/// nothing but the client.
+/// nothing but the client, of whom one read gives no more than a line.
 pub fn talk(
     client: impl Source,
     answers: &mut Answers<impl Sink>,

@@ -306,7 +306,7 @@ fuzz_target!(|input: (u8, u8, u8, &[u8])| {
         }
     };
     let ending = if patience & 1 == 0 { Ending::End } else { Ending::Silence };
-    let client = Client::new(written_out(script, phrases()), cut, &mut judge)
+    let client = Client::new(written_out(script, phrases(), cut), cut, &mut judge)
         .ending(ending)
         .taking(usize::from(patience >> 1) * 16);
 

@@ -526,7 +526,7 @@ fuzz_target!(|input: (u8, u8, u8, &[u8])| {
     let config = decided.config();
     let ending = if patience & 1 == 0 { Ending::End } else { Ending::Silence };
     let mut judge = Judge { model: Model::new(decided), ending, compared: 0, left: false };
-    let client = Client::new(written_out(script, phrases()), cut, |event| judge.look(event))
+    let client = Client::new(written_out(script, phrases(), cut), cut, |event| judge.look(event))
         .ending(ending)
         .taking(usize::from(patience >> 1) * 16);
 

@@ -8,15 +8,19 @@ use std::cell::{Cell, RefCell};
 /// Bytes that a script may come to when its phrases are written out: room for the recipients that are too many.
 const WORDS_MAX: usize = 20_000;
 
+/// The same where they come in small pieces, each of which costs a read.
+const PIECED_MAX: usize = 2000;
+
 /// Stands before a byte that would be a phrase.
 const LITERAL: u8 = 0xff;
 
 /// A script in which each byte from 0x80 on stands for a phrase, so that what a fuzzer makes is often grammatical.
 /// All others stand for themselves, and so does what follows a 0xFF.
-pub fn written_out(script: &[u8], phrases: &[Vec<u8>]) -> Vec<u8> {
+pub fn written_out(script: &[u8], phrases: &[Vec<u8>], cut: u8) -> Vec<u8> {
+    let max = if cut == 0 { WORDS_MAX } else { PIECED_MAX };
     let mut words = Vec::new();
     let mut bytes = script.iter();
-    while let (Some(byte), true) = (bytes.next(), words.len() < WORDS_MAX) {
+    while let (Some(byte), true) = (bytes.next(), words.len() < max) {
         match byte.checked_sub(0x80).and_then(|at| phrases.get(usize::from(at))) {
             Some(phrase) => words.extend_from_slice(phrase),
             None if *byte == LITERAL => words.extend(bytes.next()),
