@@ -3,7 +3,7 @@
 //! queue is what the model says, with no other sender and no other recipient.
 #![cfg_attr(fuzzing, no_main)]
 
-use fuzz::dialogue::{Client, Ending, Event, written_out};
+use fuzz::dialogue::{Client, Ending, Event, Fault, is_wrong, written_out};
 use fuzz::fuzz_target;
 use qmail::control::Set;
 use qmail::ipme;
@@ -24,6 +24,11 @@ const BAD_SENDERS: [&[u8]; 2] = [b"bad@x.example", b"@evil.example"];
 const HOSTS: [&[u8]; 2] = [b"ours.example", b".sub.example"];
 const SUFFIX: &[u8] = b"@relay.example";
 const PARTING: &[u8] = b"no (#5.7.1)\r\n250 ok\n";
+
+/// For `replay --controls`.
+pub const RECIPIENT_LOST: Fault = Fault::Result(1);
+pub const BYTE_CHANGED: Fault = Fault::Result(2);
+pub const REFUSED: Fault = Fault::Result(3);
 
 /// What 0x80 and the following bytes of a script stand for.
 fn phrases() -> &'static [Vec<u8>] {
@@ -120,6 +125,9 @@ impl Queue for Memory {
 impl Message for Writing {
     fn put(&mut self, bytes: &[u8]) {
         self.message.extend_from_slice(bytes);
+        if let (true, Some(byte)) = (is_wrong(BYTE_CHANGED), self.message.last_mut()) {
+            *byte ^= 1;
+        }
     }
 
     fn abort(&mut self) {
@@ -132,9 +140,15 @@ impl Message for Writing {
             Mood::Refuses => Outcome::Permanent(PARTING.to_vec()),
             Mood::Defers | Mood::IsAway => Outcome::Temporary(PARTING.to_vec()),
             Mood::Takes => {
-                let recipients = recipients.map(<[u8]>::to_vec).collect();
+                let mut recipients: Vec<Vec<u8>> = recipients.map(<[u8]>::to_vec).collect();
+                if is_wrong(RECIPIENT_LOST) {
+                    recipients.pop();
+                }
                 let queued = Queued { message: self.message, sender: sender.to_vec(), recipients };
                 self.memory.queued.borrow_mut().push(queued);
+                if is_wrong(REFUSED) {
+                    return Outcome::Temporary(PARTING.to_vec());
+                }
                 Outcome::Queued { qp: 7 }
             }
         }

@@ -39,6 +39,34 @@ pub enum Ending {
     Silence,
 }
 
+/// What is made wrong on purpose, to see that the judge of a conversation sees it: see `control`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// A byte of an answer.
+    Answer,
+    /// Answers that should have come before the session waits come later.
+    Silence,
+    /// What a session leaves behind: each target has its own.
+    Result(u8),
+}
+
+thread_local! {
+    static FAULT: Cell<Option<Fault>> = const { Cell::new(None) };
+}
+
+/// Whether this is wrong just now.
+pub fn is_wrong(fault: Fault) -> bool {
+    FAULT.get() == Some(fault)
+}
+
+/// Whether the target sees this fault in the conversation.
+pub fn control(fault: Fault, run: fn(&[u8]) -> bool, seed: &[u8]) -> bool {
+    FAULT.set(Some(fault));
+    let judged = std::panic::catch_unwind(|| run(seed));
+    FAULT.set(None);
+    judged.is_err()
+}
+
 /// What the judge of a session is told.
 pub enum Event<'a> {
     /// Answered since the last time: before the session reads, and at the end.
@@ -110,7 +138,13 @@ impl<F: FnMut(Event<'_>)> Client<F> {
     }
 
     fn look(&self) {
-        let answers = self.answers.take();
+        if is_wrong(Fault::Silence) {
+            return (self.judge.borrow_mut())(Event::Said(b""));
+        }
+        let mut answers = self.answers.take();
+        if let (true, Some(byte)) = (is_wrong(Fault::Answer), answers.first_mut()) {
+            *byte ^= 1;
+        }
         if self.took_all() {
             (self.judge.borrow_mut())(Event::Said(&answers));
         }
