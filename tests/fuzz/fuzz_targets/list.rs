@@ -1,8 +1,8 @@
 //! Any bytes as a recipient list: what is read has its place in the file; a list that is written is read back, its hash
 //! knows nothing of who is done, and a flipped bit makes nobody done.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
-use libfuzzer_sys::fuzz_target;
+use fuzz::fuzz_target;
 use qmail::queue::list::{Entries, Entry, ListMeter, Shape, Tail, write_tail};
 use qmail::queue::record::Hash;
 use std::os::fd::OwnedFd;
