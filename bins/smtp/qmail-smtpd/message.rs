@@ -111,7 +111,7 @@ fn deadline(started: Instant, grace: Duration, received: u64) -> Deadline {
 /// The line of a person at a terminal, whose Enter key is no CR LF; `behind_cr` when the piece before ended in CR.
 fn with_cr(line: &[u8], behind_cr: bool) -> Vec<u8> {
     match line.strip_suffix(b"\n") {
-        Some(text) if !text.ends_with(b"\r") && !(text.is_empty() && behind_cr) => [text, b"\r\n"].concat(),
+        Some(text) if !(text.ends_with(b"\r") || text.is_empty() && behind_cr) => [text, b"\r\n"].concat(),
         _ => line.to_vec(),
     }
 }
