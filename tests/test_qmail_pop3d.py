@@ -2,6 +2,7 @@
 
 import os
 import poplib
+import re
 import shutil
 import socket
 import subprocess
@@ -288,6 +289,16 @@ class WhatIsThere(Maildir):
         self.put("cur/1700000001.1.h:2,S")
         self.assertEqual(self.uids(), ["1700000001.1.h"])
 
+    def test_one_file_with_both_names_is_moved_to_its_end_or_deleted(self):
+        """A power cut, or another session, came between the name in cur and the end of that in new."""
+        for commands, left in (("C: NOOP\nS: +OK ...", ["1700000001.1.h:2,S"]), ("C: DELE 1\nS: +OK ...", [])):
+            self.put("new/1700000001.1.h")
+            os.link(self.file("new/1700000001.1.h"), self.file("cur/1700000001.1.h:2,S"))
+            self.play("C: STAT\nS: +OK 1 17\n" + commands)
+            self.assertEqual((self.names("new"), self.names("cur")), ([], left))
+            for name in left:
+                os.unlink(self.file("cur", name))
+
     def test_an_id_too_long_or_with_odd_bytes_is_a_hash(self):
         self.put("cur/1700000001." + "x" * 70 + ":2,")
         self.put("cur/1700000002.a b:2,")
@@ -417,6 +428,49 @@ class OtherPrograms(Maildir):
         os.chown(self.file("new/1700000001.1.h"), UID, GID)
         dialogue(self.line, "C: RETR 1\nS: -ERR [SYS/TEMP] unable to open that message")
         self.end(self.line)
+
+
+@unittest.skipUnless(shutil.which("strace"), "strace is not installed")
+class Quit(Maildir):
+    """What QUIT says is durable: a power cut neither brings back what was deleted nor takes what was moved."""
+
+    def calls(self, names, *options):
+        """The answers of a session that deletes its first message, and its calls; N for the name of a message."""
+        for directory, number in names:
+            self.put(f"{directory}/170000000{number}.1.h")
+        file = os.path.join(self.base, "trace")
+        result = harness.run(["strace", "-y", "-o", file, "-e", "trace=unlink,unlinkat,link,linkat,rename,renameat,fsync", *options,
+                              *DROP, harness.program("qmail-pop3d"), "Maildir"], b"DELE 1\r\nQUIT\r\n", cwd=self.base)
+        with open(file) as f:
+            lines = [re.sub(r"170000000(\d)\.1\.h", r"\1", line) for line in f if "= 0" in line]
+        calls = []
+        for line in lines:
+            call = re.match(r"[a-z]+", line)[0].removesuffix("at")
+            paths = re.findall(r'"([^"]*)"', line) or [os.path.basename(re.search(r"<([^>]*)>", line)[1])]
+            calls.append(" ".join([call, *paths]))
+        return result.out.split(b"\r\n")[2:-1], calls
+
+    def setUp(self):
+        super().setUp()
+        if os.geteuid() != 0:
+            self.skipTest("only root may look into a process that made itself undumpable")
+        harness.needs_static("qmail-pop3d")
+
+    def test_a_name_in_cur_is_durable_before_the_one_in_new_goes(self):
+        self.assertEqual(self.calls([("new", 1), ("new", 2), ("cur", 3)]), ([b"+OK "], [
+            "unlink new/1", "link new/2 cur/2:2,", "fsync cur", "unlink new/2", "fsync new"]))
+
+    def test_what_was_only_deleted_is_durably_gone(self):
+        self.assertEqual(self.calls([("cur", 1), ("cur", 2)]), ([b"+OK "], ["unlink cur/1", "fsync cur", "fsync new"]))
+
+    def test_a_deletion_that_may_not_last_is_no_success(self):
+        answers, calls = self.calls([("new", 1), ("new", 2)], "-e", "inject=fsync:error=EIO:when=1")
+        self.assertEqual(answers, [b"-ERR [SYS/TEMP] unable to unlink all deleted messages"])
+        self.assertEqual(calls, ["unlink new/1", "link new/2 cur/2:2,", "fsync new"])
+
+    def test_a_file_system_without_links_is_served_by_rename(self):
+        self.assertEqual(self.calls([("new", 1), ("new", 2)], "-e", "inject=linkat:error=EPERM"), ([b"+OK "], [
+            "unlink new/1", "rename new/2 cur/2:2,", "fsync cur", "fsync new"]))
 
 
 class Start(Maildir):

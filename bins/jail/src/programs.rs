@@ -311,7 +311,7 @@ pub static QMAIL_POP3D: Profile = Profile::jail("qmail-pop3d", "the user")
         place(Path("dovecot-uidlist"), READ),
     ])])
     .network(Network::Local("the connection"))
-    .calls(&[&RUN, &FILES, &REMOVE, &RENAME, &TALK]);
+    .calls(&[&RUN, &FILES, &REMOVE, &RENAME, &LINK, &SYNC, &TALK]);
 
 // ---- auth
 

@@ -2,9 +2,9 @@
 #![forbid(unsafe_code)]
 
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, renameat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, lstat, stat};
-use nix::unistd::unlink;
+use nix::unistd::{linkat, unlink};
 use qmail::fd;
 use qmail::pop3::{Name, base, uidlist_record, unique_id};
 use qmail::timed::{Line, Reader};
@@ -27,6 +27,8 @@ const UIDLIST_LINE_MAX: usize = 4096;
 pub struct Message {
     /// With its directory: `new/NAME` or `cur/NAME`.
     path: Box<[u8]>,
+    /// A second name, in `new`: another session gave it the one in `cur` and was stopped there.
+    twin: Option<Box<[u8]>>,
     size: u64,
     deleted: bool,
 }
@@ -113,7 +115,13 @@ impl Maildrop {
             let names = || a.message.base().cmp(b.message.base());
             a.time.cmp(&b.time).then_with(names).then_with(|| key(a).cmp(&key(b)))
         });
-        found.dedup_by(|later, kept| later.message.base() == kept.message.base());
+        found.dedup_by(|later, kept| {
+            let double = later.message.base() == kept.message.base();
+            if double && same_file(&later.message.path, &kept.message.path) {
+                kept.message.twin = Some(std::mem::take(&mut later.message.path));
+            }
+            double
+        });
         let messages: Vec<Message> = found.into_iter().map(|f| f.message).collect();
         let bytes = messages.iter().fold(0, |sum: u64, m| sum.saturating_add(m.size));
         Ok(Maildrop { count: messages.len(), bytes, messages, by_base: Vec::new(), read: None, ids: None })
@@ -243,7 +251,8 @@ impl Maildrop {
         }
     }
 
-    /// QUIT: deletes what is marked, moves what was new to `cur`. False when something marked is still there.
+    /// QUIT: deletes what is marked, moves what was new to `cur`, and makes that durable. False when something
+    /// marked is still there, or may come back.
     pub fn update(&mut self) -> bool {
         let quota = nix::fcntl::open(
             "maildirsize",
@@ -251,36 +260,81 @@ impl Maildrop {
             Mode::empty(),
         );
         let mut removed = Removed { weigh: quota.is_ok(), count: 0, bytes: 0 };
+        let complete = self.remove_marked(&mut removed);
+        let moved = self.name_in_cur();
+        let deleted = removed.count > 0;
+        // A message must not be without a name, whatever a power cut leaves of the two changes: the one in `cur` is
+        // durable before the other goes.
+        let cur = if deleted || !moved.is_empty() { fd::sync_directory("cur") } else { Ok(()) };
+        if cur.is_ok() {
+            for path in &moved {
+                let _ = unlink(fd::path(path));
+            }
+        }
+        let new = if deleted || !moved.is_empty() { fd::sync_directory("new") } else { Ok(()) };
+        if let (Ok(quota), true) = (quota, deleted) {
+            let _ = fd::write_all(quota, format!("-{} -{}\n", removed.bytes, removed.count).as_bytes());
+        }
+        complete && (!deleted || (cur.is_ok() && new.is_ok()))
+    }
+
+    /// False when something marked is still there.
+    fn remove_marked(&mut self, removed: &mut Removed) -> bool {
         let mut marked: Vec<usize> = (0..self.messages.len()).filter(|at| self.is_marked(*at)).collect();
+        let mut second = Vec::new();
         let mut complete = true;
         // Those not there under their name are looked for once, all together.
         for round in 0..2 {
-            marked.retain(|at| match self.messages.get(*at).map(|m| removed.remove(&m.path)) {
-                Some(Err(Errno::ENOENT | Errno::ESTALE)) => true,
-                result => {
-                    complete &= matches!(result, Some(Ok(())));
-                    false
+            marked.retain(|at| {
+                let Some(message) = self.messages.get(*at) else { return false };
+                match removed.remove(&message.path) {
+                    Err(Errno::ENOENT | Errno::ESTALE) => return true,
+                    Ok(()) if message.is_new() => second.push(*at),
+                    result => complete &= result.is_ok(),
                 }
+                false
             });
-            if round == 0 && !marked.is_empty() {
+            if round == 0 && !(marked.is_empty() && second.is_empty()) {
                 self.find_again();
             }
         }
-        for message in self.messages.iter().filter(|m| m.is_new() && !m.deleted) {
-            let name = message.path.get(4..).unwrap_or_default();
-            let flags: &[u8] = if name.contains(&b':') { b"" } else { b":2," };
-            // Gone already: another session has done it.
-            let _ = nix::fcntl::renameat(
-                nix::fcntl::AT_FDCWD,
-                fd::path(&message.path),
-                nix::fcntl::AT_FDCWD,
-                fd::path(&[b"cur/", name, flags].concat()),
-            );
+        // From `new` nobody can name it any more; what another session named before that is found now.
+        for message in second.iter().filter_map(|at| self.messages.get(*at)).filter(|m| !m.is_new()) {
+            complete &= matches!(unlink(fd::path(&message.path)), Ok(()) | Err(Errno::ENOENT));
         }
-        if let (Ok(quota), true) = (quota, removed.count > 0) {
-            let _ = fd::write_all(quota, format!("-{} -{}\n", removed.bytes, removed.count).as_bytes());
+        for twin in self.messages.iter().filter(|m| m.deleted).filter_map(|m| m.twin.as_ref()) {
+            complete &= matches!(unlink(fd::path(twin)), Ok(()) | Err(Errno::ENOENT));
         }
         complete
+    }
+
+    /// Gives each message that was new a name in `cur`; the names in `new` that can go when that is durable.
+    fn name_in_cur(&self) -> Vec<Box<[u8]>> {
+        let mut moved = Vec::new();
+        for message in self.messages.iter().filter(|m| !m.deleted) {
+            if let Some(twin) = message.twin.as_ref().filter(|twin| same_file(twin, &message.path)) {
+                moved.push(twin.clone());
+            }
+            if !message.is_new() {
+                continue;
+            }
+            let name = message.path.get(4..).unwrap_or_default();
+            let flags: &[u8] = if name.contains(&b':') { b"" } else { b":2," };
+            let path = [b"cur/", name, flags].concat();
+            match linkat(AT_FDCWD, fd::path(&message.path), AT_FDCWD, fd::path(&path), AtFlags::empty()) {
+                Ok(()) => moved.push(message.path.clone()),
+                Err(Errno::EEXIST) if same_file(&message.path, &path) => moved.push(message.path.clone()),
+                // Gone already: another session has done it.
+                Err(Errno::EEXIST | Errno::ENOENT) => {}
+                // A file system without links, or another's file.
+                Err(_) => {
+                    if renameat(AT_FDCWD, fd::path(&message.path), AT_FDCWD, fd::path(&path)).is_ok() {
+                        moved.push(message.path.clone());
+                    }
+                }
+            }
+        }
+        moved
     }
 
     fn is_marked(&self, at: usize) -> bool {
@@ -311,6 +365,14 @@ impl Removed {
     }
 }
 
+/// Whether two names lead to one file.
+fn same_file(one: &[u8], other: &[u8]) -> bool {
+    match (lstat(fd::path(one)), lstat(fd::path(other))) {
+        (Ok(one), Ok(other)) => one.st_dev == other.st_dev && one.st_ino == other.st_ino,
+        _ => false,
+    }
+}
+
 /// What a file in new or cur is to the session; None when it is nothing: gone again, a directory, or
 /// delivered in this very second, in which more may come that sort before it.
 fn look_at(path: Vec<u8>, now: u64) -> Option<Found> {
@@ -330,5 +392,5 @@ fn look_at(path: Vec<u8>, now: u64) -> Option<Found> {
             (time.unwrap_or((changed, 0)), known.unwrap_or(u64::try_from(file.st_size).unwrap_or(0)))
         }
     };
-    Some(Found { time, message: Message { path: path.into(), size, deleted: false } })
+    Some(Found { time, message: Message { path: path.into(), twin: None, size, deleted: false } })
 }
