@@ -5,7 +5,7 @@ import shutil
 import unittest
 
 from tests import harness
-from tests.crash import doors_bodies, doors_smtp, runner
+from tests.crash import doors_bodies, doors_local, doors_pipes, doors_smtp, runner
 
 
 class Doors(unittest.TestCase):
@@ -34,6 +34,30 @@ class Doors(unittest.TestCase):
         self.assertTrue(any(row.wrong.get("half") for row in rows), rows)
         rows = doors_bodies.out(0, 1, 5000, self.script(r"printf 'r\0K127.0.0.1 accepted message.\nRemote host said: 250 \0'"))
         self.assertTrue(any(row.wrong.get("lost") for row in rows), rows)
+
+    def test_a_queue_that_alters_loses_or_takes_half_is_seen(self):
+        rows = doors_bodies.inward(0, 1, 1000, self.script(f"""tr '\\377' y | {harness.program("qmail-smtpd")}\n"""))
+        self.assertTrue(any(row.wrong.get("half") for row in rows) and any(row.wrong.get("lost") for row in rows), rows)
+        [row] = doors_pipes.envelopes("direct", 3, self.script("exit 0"))
+        self.assertTrue(row.wrong.get("lost") and row.wrong.get("code"), row)
+
+    def test_numbers_read_half_way_and_two_replies_to_a_request_are_seen(self):
+        [row] = doors_local.pop3_numbers(2, self.script(f"""perl -pe 's/^DELE ([0-9]+).*/DELE $1\\r/' | {harness.program("qmail-pop3d")} "$@"\n"""))
+        self.assertTrue(row.wrong.get("code"), row)
+        for answer in ("tr '\\0' + | tr -cd +", f"tr '\\n' '\\0' | {harness.program('qmail-clean')}"):
+            [row] = doors_local.clean(2, self.script(answer + "\n"))
+            self.assertTrue(row.wrong.get("code"), row)
+
+    def test_a_spawner_that_reports_too_often_or_for_good_is_seen(self):
+        for answer in (r"printf '\377'; cat", r"printf '\377\0Dno\n\0'"):
+            [row] = doors_pipes.to_spawner(self.script(answer + "\n"), (), 2, 1, True)
+            self.assertTrue(row.wrong.get("code"), row)
+
+    def test_the_models_of_pipes(self):
+        self.assertEqual(doors_pipes.spawner_model(b"\0a\0b\0c\0\1\0\0\0\2a\0b"), [0, 1])
+        both = {0: b"a", 1: b"b"}
+        self.assertEqual(doors_pipes.report_model(b"\0Kx\0\0D\0\5K\0\1x\0\1", both), ({b"a": b"K", b"b": b"Z"}, b"\1"))
+        self.assertEqual([doors_pipes.envelope_code(e)[0] for e in (b"", b"F", b"F\0", b"F\0\0", b"Fa\0Tb\0\0x", b"T\0\0", b"F\0F\0\0")], [54, 54, 54, 0, 0, 91, 91])
 
     def test_the_model_of_a_server_is_strict(self):
         ask = doors_smtp.ASK

@@ -108,7 +108,7 @@ END = b"\r\n.\r\n"
 AT_ONCE = 1000  # messages in one session
 
 
-def inward(part, parts, step=1):
+def inward(part, parts, step=1, program="qmail-smtpd"):
     """Each body behind DATA as it is, and its end, many in a session; one with a bare LF ends its own."""
     in_memory()
     fine = Row("qmail-smtpd into the queue", "every body without a bare LF, many in a session")
@@ -130,7 +130,7 @@ def inward(part, parts, step=1):
             if code != 1:
                 row.bad("code", f"{stream[:300]!r}: exit {code}")
             queue.expect(messages)
-        with Crowd(["qmail-smtpd"], queue.env, done) as crowd:
+        with Crowd([program], queue.env, done) as crowd:
             for number, (_, stream, _) in enumerate(sessions):
                 crowd.put(number, stream)
         queue.judge(fine)

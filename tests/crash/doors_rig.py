@@ -31,7 +31,7 @@ class Crowd:
 
     AT_ONCE = 4
 
-    def __init__(self, argv, env, done, cwd=None, drop=False):
+    def __init__(self, argv, env, done, cwd="/", drop=False):
         self.argv, self.env, self.done, self.cwd = argv, env, done, cwd
         if drop and os.geteuid() == 0:
             name, uid, gid = harness.owner()
@@ -58,12 +58,12 @@ class Crowd:
                 for fd in pair:
                     os.close(fd)
 
-    def put(self, key, data, *more):
-        """`more`: arguments behind argv."""
+    def put(self, key, data, *more, second=b""):
+        """`more`: arguments behind argv. `second`: what may be read from fd 1, as qmail-queue does."""
         if not self.free:
             self._wait()
         files = self.free.pop()
-        for fd, content in zip(files, (data, b"")):
+        for fd, content in zip(files, (data, second)):
             os.ftruncate(fd, 0)
             os.lseek(fd, 0, os.SEEK_SET)
             view = memoryview(content)
@@ -71,8 +71,7 @@ class Crowd:
                 view = view[os.write(fd, view):]
             os.lseek(fd, 0, os.SEEK_SET)
         actions = [(os.POSIX_SPAWN_DUP2, fd, n) for n, fd in enumerate((*files, files[1]))]
-        if self.cwd:
-            os.chdir(self.cwd)  # of a process that is the case's alone
+        os.chdir(self.cwd)  # the process is the case's alone
         pid = os.posix_spawn(self.path, [*self.argv, *more], self.env, file_actions=actions)
         self.working[pid] = key, files, time.monotonic() + 3 * harness.TIMEOUT
 
