@@ -44,6 +44,8 @@ def cases(sample, seed):
     yield "to qmail-lspawn", doors_pipes.to_spawner, ("qmail-lspawn", ("./Mailbox",), 100, seed, False)
     for burst in (False, True):
         yield f"to qmail-rspawn {burst}", doors_pipes.to_spawner, ("qmail-rspawn", (), 100, seed, burst)
+    yield "qmail-lspawn, without end", doors_pipes.to_spawner_without_end, ("qmail-lspawn", ("./Mailbox",))
+    yield "qmail-rspawn, without end", doors_pipes.to_spawner_without_end, ("qmail-rspawn", ())
     yield "tcpto", doors_local.tcpto, (200, seed)
     yield "rules.cdb", doors_local.cdb_rules, (1,)
     yield "morercpthosts.cdb", doors_local.cdb_morercpthosts, (5,)
