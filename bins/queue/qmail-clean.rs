@@ -13,7 +13,7 @@ use nix::fcntl::{AT_FDCWD, Flock, FlockArg};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use qmail::home::Home;
 use qmail::queue::age::Clock;
-use qmail::queue::{self, Number, lock};
+use qmail::queue::{self, Number, Removal, lock};
 use qmail::timed::{Deadline, Line, Reader};
 use qmail::trouble::Trouble;
 use qmail::{exits, fd, program};
@@ -22,9 +22,6 @@ use std::time::Duration;
 
 /// An honest request is 5 bytes, up to 20 digits and a NUL; this is the bound of the protocol.
 const REQUEST_MAX: usize = 99;
-
-/// Shorter ones name nothing: "foop/" and one digit.
-const REQUEST_MIN: usize = 6;
 
 /// The directory pid is looked through at start and then after this many requests.
 const SWEEP_EVERY: u32 = 31;
@@ -88,16 +85,13 @@ fn wait_for_turn() -> Result<(), Trouble> {
 
 /// Serves one request. Nothing of it reaches a path except a number we parsed ourselves.
 fn decide(request: &[u8]) -> u8 {
-    if request.len() < REQUEST_MIN {
-        return b'x';
-    }
-    let (verb, name) = request.split_at(REQUEST_MIN - 1);
-    let Some(number) = queue::number(name) else { return b'x' };
-    let done = match verb {
-        b"foop/" => remove_message(number),
+    let done = match Removal::parse(request) {
+        Some(Removal::Message(number)) => remove_message(number),
         // model: C5 C6
-        b"todo/" => unlink(&queue::intd(number)).and_then(|()| unlink(&queue::todo_path(number))),
-        _ => return b'x',
+        Some(Removal::Todo(number)) => {
+            unlink(&queue::intd(number)).and_then(|()| unlink(&queue::todo_path(number)))
+        }
+        None => return b'x',
     };
     if done.is_ok() { b'+' } else { b'!' }
 }

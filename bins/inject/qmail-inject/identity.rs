@@ -102,9 +102,14 @@ fn escaped(comment: &[u8]) -> Vec<u8> {
     comment.iter().flat_map(escape).collect()
 }
 
+/// An address that is none.
+pub fn unparsable(address: &[u8]) -> Trouble {
+    Trouble::permanent([b"unable to parse address: ", address].concat())
+}
+
 fn address(user: &[u8], host: &[u8], completion: &Completion) -> Result<Address<'static>, Trouble> {
     let text = [user, b"@", host].concat();
-    address::one(&text, completion).map_err(|_| super::unparsable(&text))
+    address::one(&text, completion).map_err(|_| unparsable(&text))
 }
 
 #[cfg(test)]

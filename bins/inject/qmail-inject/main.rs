@@ -10,11 +10,8 @@
 //! The header is held and rewritten, the body passes through.
 #![forbid(unsafe_code)]
 
-mod compose;
-mod identity;
-
-use compose::{Composed, Settings};
-use identity::{Identity, Letters};
+use inject::compose::{self, Composed, Settings};
+use inject::identity::{Identity, Letters, unparsable};
 use jail::{Jail, programs};
 use nix::errno::Errno;
 use qmail::address::{self, Completion};
@@ -37,7 +34,7 @@ const HOST_MAX: usize = 1000;
 const FOLLOWUP_MAX: usize = 1024 * 1024;
 
 fn main() -> ! {
-    Program::new(NAME, USAGE).voice(Voice::Bare).run(|args| inject(&args).map_err(spoken))
+    Program::new(NAME, USAGE).voice(Voice::Bare).run(|args| run(&args).map_err(spoken))
 }
 
 /// Wrong use is answered by the option parser's line alone, everything else is fatal.
@@ -50,7 +47,7 @@ fn spoken(trouble: Trouble) -> Trouble {
     }
 }
 
-fn inject(args: &Args) -> Result<(), Trouble> {
+fn run(args: &Args) -> Result<(), Trouble> {
     let request = Request::of(args)?;
     Jail::of(&programs::QMAIL_INJECT).close()?;
     let home = Home::find()?;
@@ -87,10 +84,6 @@ fn inject(args: &Args) -> Result<(), Trouble> {
     } else {
         queue(&home, &composed, recipients, &body, input)
     }
-}
-
-fn unparsable(address: &[u8]) -> Trouble {
-    Trouble::permanent([b"unable to parse address: ", address].concat())
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

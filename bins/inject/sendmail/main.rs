@@ -8,10 +8,8 @@
 //! touches    nothing itself
 #![forbid(unsafe_code)]
 
-mod options;
-
+use inject::options::{Mode, Options};
 use jail::{Jail, programs};
-use options::{Mode, Options};
 use qmail::environ::{self, Environ};
 use qmail::home::Home;
 use qmail::program::{self, Args};

@@ -8,7 +8,7 @@
 use crate::log::Log;
 use nix::errno::Errno;
 use qmail::fd;
-use qmail::queue::Number;
+use qmail::queue::{Number, Removal};
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -46,8 +46,8 @@ impl Task {
 
     fn request(self) -> String {
         match self {
-            Task::Preprocessed(n) | Task::Ended(n) | Task::Finished(n) => format!("todo/{n}"),
-            Task::Delivered(n) | Task::Leftover(n) => format!("foop/{n}"),
+            Task::Preprocessed(n) | Task::Ended(n) | Task::Finished(n) => Removal::Todo(n).request(),
+            Task::Delivered(n) | Task::Leftover(n) => Removal::Message(n).request(),
         }
     }
 }

@@ -12,7 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use qmail::quote;
 use qmail::smtp::body::{self, Encoder};
 use qmail::smtp::reply::{Extensions, Parser, Reply};
-use qmail::timed::{self, Deadline};
+use qmail::timed::{Deadline, Reader, Sink, Source};
 use std::net::{IpAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -34,11 +34,26 @@ const QUIT_PATIENCE: Duration = Duration::from_secs(1);
 /// Encoded message held before it is written.
 const BODY_BUFFER: usize = 64 * 1024;
 
+/// The other end of a connection, or whatever plays it in a test.
+pub trait Server: Source + Sink + Copy {
+    /// Whether there is something to read, an end included, without waiting for it.
+    fn has_spoken(&self) -> bool;
+}
+
+impl Server for &TcpStream {
+    fn has_spoken(&self) -> bool {
+        let mut here = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+        poll(&mut here, PollTimeout::ZERO).is_ok_and(|n| n > 0)
+    }
+}
+
 /// A connection, and what is known of who is at its other end.
-pub struct Session<'a> {
+pub struct Session<'a, S> {
     ip: IpAddr,
-    stream: &'a TcpStream,
-    reader: timed::Reader<&'a TcpStream>,
+    stream: S,
+    reader: Reader<S>,
+    /// Takes the reports on recipients.
+    tell: &'a mut dyn FnMut(&Report),
     timeout: Duration,
     extensions: Extensions,
     /// The next reply will be the answer to the next command.
@@ -55,11 +70,11 @@ enum Command<'a> {
     Data,
 }
 
-impl<'a> Session<'a> {
-    /// Each read and write may take `timeout`.
-    pub fn new(ip: IpAddr, stream: &'a TcpStream, timeout: Duration) -> Session<'a> {
-        let reader = timed::Reader::with_timeout(stream, timeout);
-        Session { ip, stream, reader, timeout, extensions: Extensions::default(), in_step: true }
+impl<'a, S: Server> Session<'a, S> {
+    /// Each read and write may take `timeout`; `tell` takes what becomes of each recipient.
+    pub fn new(ip: IpAddr, stream: S, timeout: Duration, tell: &'a mut dyn FnMut(&Report)) -> Session<'a, S> {
+        let reader = Reader::with_timeout(stream, timeout);
+        Session { ip, stream, reader, tell, timeout, extensions: Extensions::default(), in_step: true }
     }
 
     /// Waits for the greeting.
@@ -87,11 +102,11 @@ impl<'a> Session<'a> {
         Err(report::name_rejected(self.ip, &reply))
     }
 
-    /// Offers one message. Prints what becomes of each recipient; what becomes of the message is the
+    /// Offers one message. Tells what becomes of each recipient; what becomes of the message is the
     /// result.
     pub fn send(
         &mut self,
-        message: &mut Message,
+        message: &mut Message<impl AsFd>,
         sender: &[u8],
         recipients: &[Vec<u8>],
     ) -> Result<Report, Report> {
@@ -114,7 +129,7 @@ impl<'a> Session<'a> {
 
     /// `MAIL FROM:<s>` with what the server understands: the size as sent (RFC 1870) and, only for a
     /// message that needs it, BODY (RFC 6152).
-    fn mail_command(&self, message: &Message, sender: &[u8]) -> Vec<u8> {
+    fn mail_command(&self, message: &Message<impl AsFd>, sender: &[u8]) -> Vec<u8> {
         let mut line = [b"MAIL FROM:<".as_slice(), &quote::address(sender), b">"].concat();
         if let Some(scan) = message.scan() {
             if self.extensions.size {
@@ -144,7 +159,7 @@ impl<'a> Session<'a> {
             for command in now {
                 if *command == Command::Unspeakable {
                     if refused.is_none() {
-                        self.tell(&report::bad_recipient());
+                        (self.tell)(&report::bad_recipient());
                     }
                     continue;
                 }
@@ -160,11 +175,11 @@ impl<'a> Session<'a> {
                     Command::Rcpt(_) if refused.is_some() => {} // it only says "MAIL first"
                     Command::Rcpt(_) if reply.is_positive() => {
                         accepted = true;
-                        self.tell(&report::recipient_accepted());
+                        (self.tell)(&report::recipient_accepted());
                     }
                     Command::Rcpt(_) => {
                         all_permanent &= reply.is_permanent();
-                        self.tell(&report::recipient_refused(self.ip, &reply));
+                        (self.tell)(&report::recipient_refused(self.ip, &reply));
                     }
                     Command::Data => go_ahead = Some(reply),
                 }
@@ -218,7 +233,7 @@ impl<'a> Session<'a> {
     }
 
     /// The message, the final dot, and the answer that decides.
-    fn body(&mut self, message: &mut Message) -> Result<Report, Report> {
+    fn body(&mut self, message: &mut Message<impl AsFd>) -> Result<Report, Report> {
         self.in_step = false; // a conversation that ends inside the message is not to be continued
         let (stream, timeout) = (self.stream, self.timeout);
         let overall = message.scan().map_or(Deadline::never(), |scan| {
@@ -262,7 +277,7 @@ impl<'a> Session<'a> {
     /// Says goodbye without waiting for an answer. Nothing is said where it could be taken for data.
     pub fn quit(&mut self) {
         if std::mem::take(&mut self.in_step) {
-            let _ = timed::write_all(self.stream, b"QUIT\r\n", Deadline::after(QUIT_PATIENCE));
+            let _ = self.stream.write_all(b"QUIT\r\n", Deadline::after(QUIT_PATIENCE));
         }
     }
 
@@ -289,10 +304,8 @@ impl<'a> Session<'a> {
         Err(report::out_of_turn(self.ip, &reply))
     }
 
-    /// Whether there is something to read, an end included, without waiting for it.
     fn has_spoken(&self) -> bool {
-        let mut here = [PollFd::new(self.stream.as_fd(), PollFlags::POLLIN)];
-        !self.reader.buffered().is_empty() || poll(&mut here, PollTimeout::ZERO).is_ok_and(|n| n > 0)
+        !self.reader.buffered().is_empty() || self.stream.has_spoken()
     }
 
     /// The next reply.
@@ -317,17 +330,12 @@ impl<'a> Session<'a> {
         self.in_step = false;
         report::died(self.ip, false)
     }
-
-    /// A report that nobody reads changes nothing: what is missing counts as temporary.
-    fn tell(&self, report: &Report) {
-        let _ = report.print();
-    }
 }
 
-fn write(stream: &TcpStream, bytes: &[u8], timeout: Duration, overall: Deadline) -> Result<(), Errno> {
+fn write(stream: impl Sink, bytes: &[u8], timeout: Duration, overall: Deadline) -> Result<(), Errno> {
     // Piece by piece, so that the timeout is one for each, as it is for reads.
     for piece in bytes.chunks(BURST_MAX) {
-        timed::write_all(stream, piece, Deadline::after(timeout).or(overall))?;
+        stream.write_all(piece, Deadline::after(timeout).or(overall))?;
     }
     Ok(())
 }

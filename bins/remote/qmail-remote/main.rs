@@ -9,30 +9,22 @@
 //!            of DNS, UDP; once connected, no other connection; no exec
 //! exit       always 0; 111 after a bug of ours
 //!
-//! In the order of the work: `route` (where the administrator wants it to go), `hosts` (where the DNS
-//! says), `connect` (the first address that takes a connection), `dialogue` (the conversation),
-//! `message` (fd 0), `report` (every text). A `Session` outlives a message: connections are to be shared
-//! there.
+//! Its parts are a library (lib.rs), so that tests can have the conversation without a process.
 #![forbid(unsafe_code)]
 
-mod connect;
-mod dialogue;
-mod hosts;
-mod message;
-mod report;
-mod route;
-
-use dialogue::Session;
-use hosts::{Lookup, Places};
 use jail::{Jail, programs};
-use message::Message;
 use qmail::control::{Control, Map};
+use qmail::fd;
 use qmail::home::Home;
 use qmail::program::{Args, Program, Voice};
 use qmail::tcpto;
 use qmail::trouble::Trouble;
-use report::Report;
-use route::Route;
+use remote::dialogue::Session;
+use remote::hosts::{self, Lookup, Places};
+use remote::message::Message;
+use remote::report::{self, Report};
+use remote::route::{self, Route};
+use remote::{SMTP_PORT, connect};
 use std::time::Duration;
 
 const USAGE: &str = "qmail-remote host sender recip ...";
@@ -41,13 +33,11 @@ const USAGE: &str = "qmail-remote host sender recip ...";
 const TIMEOUT_CONNECT: u64 = 60;
 const TIMEOUT_REMOTE: u64 = 1200;
 
-const SMTP_PORT: u16 = 25;
-
 fn main() -> ! {
-    Program::new("qmail-remote", USAGE).voice(Voice::Silent).run(remote)
+    Program::new("qmail-remote", USAGE).voice(Voice::Silent).run(send)
 }
 
-fn remote(args: Args) -> Result<(), Trouble> {
+fn send(args: Args) -> Result<(), Trouble> {
     let report = deliver(args.list()).unwrap_or_else(|report| report);
     // Without a reader there is nobody to tell; a report that is missing counts as temporary.
     let _ = report.print();
@@ -62,7 +52,7 @@ fn deliver(args: &[Vec<u8>]) -> Result<Report, Report> {
     }
     let home = Home::find().map_err(|why| report::no_home(&why))?;
     let settings = Settings::read(&home.control()).map_err(|why| report::no_controls(&why))?;
-    let mut message = Message::open()?;
+    let mut message = Message::open(fd::IN)?;
     let route = route::find(&settings.routes, host)
         .map(|value| Route::parse(value).ok_or_else(|| report::no_route(value)))
         .transpose()?;
@@ -79,7 +69,11 @@ fn deliver(args: &[Vec<u8>]) -> Result<Report, Report> {
     };
     let (ip, stream) = connect::first(&places, port, settings.timeout_connect, table.as_ref())?;
     Jail::of(&programs::QMAIL_REMOTE_TALKING).close().map_err(|why| report::no_jail(&why))?;
-    let mut session = Session::new(ip, &stream, settings.timeout_remote);
+    // A report that nobody reads changes nothing: what is missing counts as temporary.
+    let mut tell = |report: &Report| {
+        let _ = report.print();
+    };
+    let mut session = Session::new(ip, &stream, settings.timeout_remote, &mut tell);
     session.greet()?;
     session.hello(&settings.helohost)?;
     let outcome = session.send(&mut message, sender, recipients);

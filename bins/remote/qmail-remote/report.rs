@@ -46,7 +46,8 @@ impl Report {
         fd::write_all(fd::OUT, &self.bytes())
     }
 
-    fn bytes(&self) -> Vec<u8> {
+    /// As they stand on fd 1.
+    pub fn bytes(&self) -> Vec<u8> {
         [&[self.letter], self.text.as_slice(), b"\0"].concat()
     }
 }

@@ -62,6 +62,33 @@ pub fn number(name: &[u8]) -> Option<Number> {
     crate::decimal::strict(name)
 }
 
+/// What qmail-send asks qmail-clean to remove.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Removal {
+    /// `foop/N`: all that is left of a message.
+    Message(Number),
+    /// `todo/N`: its envelope.
+    Todo(Number),
+}
+
+impl Removal {
+    /// A request without its NUL. Nothing of it reaches a path except a number.
+    pub fn parse(request: &[u8]) -> Option<Removal> {
+        match request.split_at_checked(5)? {
+            (b"foop/", name) => number(name).map(Removal::Message),
+            (b"todo/", name) => number(name).map(Removal::Todo),
+            _ => None,
+        }
+    }
+
+    pub fn request(self) -> String {
+        match self {
+            Removal::Message(number) => format!("foop/{number}"),
+            Removal::Todo(number) => format!("todo/{number}"),
+        }
+    }
+}
+
 /// Wakes qmail-send: one byte into the fifo `lock/trigger`. Every failure is ignored, because
 /// qmail-send looks by itself from time to time.
 pub fn pull_trigger() {
@@ -78,6 +105,16 @@ mod tests {
     fn paths_are_split_by_23() {
         assert_eq!(mess(457), "mess/20/457");
         assert_eq!(message_id(457), "20/457");
+    }
+
+    #[test]
+    fn a_removal_names_a_number_and_nothing_else() {
+        assert_eq!(Removal::parse(b"foop/457"), Some(Removal::Message(457)));
+        assert_eq!(Removal::parse(b"todo/457"), Some(Removal::Todo(457)));
+        for other in [b"".as_slice(), b"foop/", b"foop", b"todo/0457", b"todo/../x", b"mess/457", b"todo/4 "]
+        {
+            assert_eq!(Removal::parse(other), None);
+        }
     }
 
     #[test]

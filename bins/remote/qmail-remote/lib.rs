@@ -1,0 +1,16 @@
+//! remote - the parts of qmail-remote, in the order of the work
+//!
+//! `route` (where the administrator wants it to go), `hosts` (where the DNS says), `connect` (the first address that
+//! takes a connection), `dialogue` (the conversation), `message` (fd 0), `report` (every text). A `Session`
+//! outlives a message: connections are to be shared there.
+#![forbid(unsafe_code)]
+
+pub mod connect;
+pub mod dialogue;
+pub mod hosts;
+pub mod message;
+pub mod report;
+pub mod route;
+
+/// The port of SMTP.
+pub const SMTP_PORT: u16 = 25;
