@@ -8,7 +8,7 @@
 //! found stays tried by this, in `make test` and with the stable compiler; coverage is measured with it (scripts/fuzz).
 
 use fuzz::dialogue::{Fault, control};
-use fuzz_targets::{pop3_login, pop3_session, smtp_session};
+use fuzz_targets::{pop3_login, pop3_session, remote_session, smtp_session};
 use std::fs;
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ macro_rules! targets {
 
 targets! {
     address assign auth_request bounce cdb control dns_answer dns_question dns_servers dotqmail envelope header info
-    lines list mailbox options pop3_command pop3_login pop3_session rules smtp_body smtp_command smtp_data smtp_reply smtp_session spawn_report spawn_request
+    inject    lines list mailbox options pop3_command pop3_login pop3_session queue_words remote_session rules smtp_body smtp_command smtp_data smtp_reply smtp_session spawn_report spawn_request
     tcpto todo ucspi
 }
 
@@ -35,6 +35,13 @@ const CONTROLS: &[(&str, Fault, fn(&[u8]) -> bool, &[u8])] = &[
     ("smtp_session, a recipient lost", smtp_session::RECIPIENT_LOST, smtp_session::run, SMTP),
     ("smtp_session, a byte changed", smtp_session::BYTE_CHANGED, smtp_session::run, SMTP),
     ("smtp_session, queued but refused", smtp_session::REFUSED, smtp_session::run, SMTP),
+    (
+        "remote_session, a refusal taken for an acceptance",
+        remote_session::ACCEPTED_ANYWAY,
+        remote_session::run,
+        REMOTE,
+    ),
+    ("remote_session, a message without an end", remote_session::DOT_LOST, remote_session::run, REMOTE),
     ("pop3_session, an answer", Fault::Answer, pop3_session::run, POP3),
     ("pop3_session, an answer too late", Fault::Silence, pop3_session::run, POP3),
     ("pop3_session, a message gone", pop3_session::MESSAGE_GONE, pop3_session::run, POP3),
@@ -42,6 +49,7 @@ const CONTROLS: &[(&str, Fault, fn(&[u8]) -> bool, &[u8])] = &[
     ("pop3_login, an answer too late", Fault::Silence, pop3_login::run, LOGIN),
 ];
 const SMTP: &[u8] = include_bytes!("seeds/smtp_session/plain");
+const REMOTE: &[u8] = include_bytes!("seeds/remote_session/plain");
 const POP3: &[u8] = include_bytes!("seeds/pop3_session/plain");
 const LOGIN: &[u8] = include_bytes!("seeds/pop3_login/plain");
 
