@@ -64,7 +64,7 @@ pub struct Lookup {
 }
 
 impl Lookup {
-    pub fn new() -> Lookup {
+    pub fn begin() -> Lookup {
         Lookup { resolver: Resolver::find(), deadline: Deadline::after(PATIENCE) }
     }
 

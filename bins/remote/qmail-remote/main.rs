@@ -57,7 +57,7 @@ fn deliver(args: &[Vec<u8>]) -> Result<Report, Report> {
         .map(|value| Route::parse(value).ok_or_else(|| report::no_route(value)))
         .transpose()?;
     // Everything that needs a file, before the jail closes. (A table that cannot be opened is no loss.)
-    let (lookup, own) = (Lookup::new(), if route.is_some() { Vec::new() } else { hosts::own_addresses()? });
+    let (lookup, own) = (Lookup::begin(), if route.is_some() { Vec::new() } else { hosts::own_addresses()? });
     let table = tcpto::File::open(&home.path(tcpto::FILE)).ok();
     let port = route.as_ref().map_or(SMTP_PORT, |route| route.port);
     let ports = lookup.ports().chain([port]);
