@@ -20,6 +20,7 @@ use crate::profile::{
 /// Names of places that only the program can tell.
 pub const PROGRAMS: &str = "the directory that the home's programs really lie in";
 pub const TARGET: &str = "the directories of the files named";
+pub const QUEUE: &str = "the queue";
 pub const FILE: &str = "the file named";
 pub const RESOLVER: &str = "the directory that /etc/resolv.conf really lies in";
 
@@ -346,6 +347,9 @@ pub static QMAIL_QREAD: Profile = Profile::jail("qmail-qread", "root or qmails")
 pub static QMAIL_QSTAT: Profile =
     Profile::limits("qmail-qstat", "root, or group qmail", "a shell script: find, wc and the like");
 
+pub static QMAIL_FIX: Profile = Profile::jail("qmail-fix", "root, or the owner")
+    .files(&[own(&[place(Given(QUEUE), READ | LIST | WRITE | TRUNCATE | CREATE | UNLINK | MOVE)])]);
+
 pub static QMAIL_TCPTO: Profile = Profile::jail("qmail-tcpto", "root or qmailr")
     .files(&[own(&[place(Home("queue/lock/tcpto"), READ | WRITE)])]);
 
@@ -404,6 +408,7 @@ pub static ALL: &[&Profile] = &[
     &QMAIL_SHOWCTL,
     &QMAIL_QREAD,
     &QMAIL_QSTAT,
+    &QMAIL_FIX,
     &QMAIL_TCPTO,
     &QMAIL_TCPOK,
     &QMAIL_NEWMRH,

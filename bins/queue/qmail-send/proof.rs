@@ -5,6 +5,7 @@
 
 use crate::desk::{Desk, SYSTEM_TROUBLE_SECONDS, Wake, list_path, now};
 use nix::errno::Errno;
+use nix::sys::stat::fstat;
 use qmail::fd;
 use qmail::queue::info::{Damage, INFO_MAX, Info};
 use qmail::queue::list::{ListMeter, Shape, Tail};
@@ -77,6 +78,8 @@ enum Verdict {
     Unreadable(String),
     /// This file is not what it was.
     Changed(String),
+    /// The message has this inode.
+    Moved(u64),
 }
 
 /// At most one message is on trial.
@@ -142,8 +145,12 @@ impl Trial {
             }
         }
         let name = queue::mess(number);
-        let file = fd::open_read(&name).map_err(|_| Verdict::Unreadable(name))?;
-        Ok(Stage::Mess(Hasher::new(file)))
+        let opened = fd::open_read(&name).and_then(|file| Ok((fstat(&file)?.st_ino, file)));
+        match opened {
+            Ok((inode, file)) if inode == number => Ok(Stage::Mess(Hasher::new(file))),
+            Ok((inode, _)) => Err(Verdict::Moved(inode)),
+            Err(_) => Err(Verdict::Unreadable(name)),
+        }
     }
 
     // model: L2
@@ -190,10 +197,19 @@ impl Trial {
     }
 }
 
+/// Why a message whose number is not its inode is kept aside.
+pub fn moved(number: Number, inode: u64) -> String {
+    format!("{} has inode {inode}: run qmail-fix", queue::mess(number))
+}
+
 fn settle(desk: &mut Desk, number: Number, due: u64, errand: Errand, verdict: Verdict) {
     let again = match verdict {
         Verdict::Changed(name) => {
             desk.put_aside(number, &format!("{name} is not what was accepted"));
+            return;
+        }
+        Verdict::Moved(inode) => {
+            desk.put_aside(number, &moved(number, inode));
             return;
         }
         Verdict::Unreadable(name) => {

@@ -5,7 +5,7 @@ use crate::Manager;
 use crate::channel::{Channel, Limits};
 use crate::cleaner::Cleaner;
 use crate::controls::{self, Controls};
-use crate::desk::{Desk, Load, SLEEP_SECONDS, is_message_gone, remove};
+use crate::desk::{Desk, Load, SLEEP_SECONDS, file_stat, is_message_gone, remove};
 use crate::done::{Done, schedule_found};
 use crate::log::Log;
 use crate::proof::Proof;
@@ -96,6 +96,7 @@ pub fn start(log: Log) -> Result<Manager, &'static str> {
         orphans: BTreeMap::new(),
         stopping: false,
     };
+    can_be_read()?;
     wait_for_cleaner(&mut desk).ok_or("lost qmail-clean connection")?;
     make_durable(&desk); // model: A1
     find_messages(&mut desk); // model: A2
@@ -146,6 +147,42 @@ fn first_byte(from: &OwnedFd) -> Option<u8> {
         Ok(1) => Some(byte[0]),
         _ => None,
     }
+}
+
+/// Messages looked at in each directory of mess before anything is done.
+const SAMPLE: usize = 2;
+
+/// Whether this queue is what we take it for: not being mended, and not moved or restored so that names mean
+/// something else. A single message of which that is true is seen when it is used.
+fn can_be_read() -> Result<(), &'static str> {
+    if !matches!(file_stat(queue::FIXING), Ok(None)) {
+        return Err("the queue is being mended: qmail-fix -r must come to its end");
+    }
+    let more = [SPLIT, SPLIT + 1].map(|split| file_stat(&format!("mess/{split}")));
+    if more.iter().any(|found| matches!(found, Ok(Some(_)))) {
+        return Err("the queue has more directories than ours: run qmail-fix -r");
+    }
+    let (mut looked, mut wrong) = (0u64, 0u64);
+    for split in 0..SPLIT {
+        let Ok(mut open) = Dir::open(format!("mess/{split}").as_str(), DIRECTORY, Mode::empty()) else {
+            continue;
+        };
+        let numbers =
+            open.iter().map_while(Result::ok).filter_map(|e| queue::number(e.file_name().to_bytes()));
+        for number in numbers.take(SAMPLE) {
+            if number % SPLIT != split {
+                return Err("messages are in other directories than ours: run qmail-fix -r");
+            }
+            if let Ok(Some(mess)) = file_stat(&queue::mess(number)) {
+                looked += 1;
+                wrong += u64::from(mess.st_ino != number);
+            }
+        }
+    }
+    if wrong * 2 > looked {
+        return Err("the queue was moved or restored, and its numbers are no inodes: run qmail-fix -r");
+    }
+    Ok(())
 }
 
 /// qmail-clean answers when no other is left that works for a qmail-send before us: until then numbers may

@@ -9,7 +9,7 @@
 use crate::channel::Channel;
 use crate::cleaner::Task;
 use crate::desk::{Desk, SLEEP_SECONDS, Wake, file_stat, is_message_gone, list_path, now, remove_durably};
-use crate::proof::Hasher;
+use crate::proof::{Hasher, moved};
 use crate::short::{self, Fate, Message, RECIPIENTS_MAX};
 use nix::dir::{Dir, OwningIter};
 use nix::errno::Errno;
@@ -362,10 +362,16 @@ fn begin(desk: &mut Desk, number: Number) -> Option<Job> {
             return None;
         }
     };
-    let Ok(size) = fstat(&mess).map(|found| u64::try_from(found.st_size).unwrap_or(0)) else {
+    let Ok((size, inode)) =
+        fstat(&mess).map(|found| (u64::try_from(found.st_size).unwrap_or(0), found.st_ino))
+    else {
         desk.log.line(format!("warning: unable to stat {mess_name}"));
         return None;
     };
+    if inode != number {
+        desk.put_aside(number, &moved(number, inode));
+        return None;
+    }
     // Its writer is still syncing: not committed, and it will pull the trigger itself.
     if lock::is_held(&mess) != Ok(false) {
         return None;
@@ -451,6 +457,20 @@ fn finish_without_message(desk: &mut Desk, number: Number) {
     if !is_message_gone(number) {
         desk.log.line(format!("warning: unable to open {}", queue::mess(number)));
         return;
+    }
+    // Where another split put it.
+    for name in (0..queue::SPLIT).map(|split| format!("mess/{split}/{number}")) {
+        match file_stat(&name) {
+            Ok(None) => {}
+            Ok(Some(_)) => {
+                desk.put_aside(number, &format!("the message is {name}: run qmail-fix"));
+                return;
+            }
+            Err(_) => {
+                desk.log.line(format!("warning: unable to stat {name}"));
+                return;
+            }
+        }
     }
     if !desk.unproven.contains(&number) {
         desk.log.line(format!("warning: no message beside {}: removing it", queue::todo_path(number)));

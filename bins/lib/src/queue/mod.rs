@@ -20,6 +20,9 @@ pub mod todo;
 /// Subdirectories of mess, info, local and remote.
 pub const SPLIT: u64 = 23;
 
+/// Stands while qmail-fix -r moves messages; qmail-send does not start beside it.
+pub const FIXING: &str = "lock/fixing";
+
 /// A message's number.
 pub type Number = u64;
 

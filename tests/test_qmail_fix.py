@@ -1,0 +1,432 @@
+"""qmail-fix: what it finds in a queue, and that mending loses nothing and doubles nothing, killed at any step."""
+
+import collections
+import os
+import re
+import shutil
+import subprocess
+import unittest
+
+from tests import harness
+from tests.queue_rig import Queue, Sender, split
+
+S, A, B, X = b"s@sender.example", b"a@local.example", b"b@local.example", b"x@far.example"
+
+
+class Case(unittest.TestCase):
+    maxDiff = None
+
+    def make(self):
+        queue = Queue(locals="local.example\n", concurrencylocal="20\n")
+        self.addCleanup(queue.__exit__)
+        queue.write("queue/lock/tcpto", bytes(1024))
+        return queue
+
+    def fix(self, queue, *args, code=0):
+        result = harness.run(["qmail-fix", *args], env=queue.env)
+        self.assertEqual((result.code, result.err), (code, b"") if code in (0, 1) else (code, result.err), result)
+        return result.out.decode().splitlines()
+
+    def swap(self, queue, one, two):
+        """The messages of two numbers have each the other's inode, as after a restore."""
+        paths = [queue.file("queue/" + split("mess", n)) for n in (one, two)]
+        os.rename(paths[0], paths[0] + "~")
+        os.rename(paths[1], paths[0])
+        os.rename(paths[0] + "~", paths[1])
+        texts = []
+        for path in paths:
+            with open(path, "rb") as f:
+                texts.append(f.read())
+        for path, text in zip(paths, reversed(texts)):  # what each number had is there again
+            with open(path, "r+b") as f:
+                f.truncate()
+                f.write(text)
+
+    def mess(self, queue):
+        """A queue of every state, with numbers that are not inodes; what is to be delivered."""
+        texts = {name: f"Subject: {name}\n\n{name}\n".encode() for name in ("one", "two", "three", "four", "five")}
+        one = queue.preprocessed(S, local=[b"T" + A, b"D" + B], remote=[b"T" + X], content=texts["one"])
+        two = queue.preprocessed(S, local=[b"T" + B], content=texts["two"])
+        queue.write(f"queue/bounce/{two}", b"<no@x>:\nno\n\n", 0o600)
+        three = queue.todo(S, [A, X], texts["three"], pull=False)
+        queue.preprocessed(S, remote=[b"T" + X], content=texts["four"])  # is in its place, and stays there
+        five = queue.todo(S, [B], texts["five"], pull=False)
+        self.swap(queue, one, two)
+        # A third one whose inode nobody has as a number.
+        for number in (three, five):
+            path = queue.file("queue/" + split("mess", number))
+            shutil.copyfile(path, path + "~")
+            os.rename(path + "~", path)
+            queue.own("queue/" + split("mess", number))
+        return {(A, texts["one"]): 1, (X, texts["one"]): 1, (B, texts["two"]): 1, (A, texts["three"]): 1,
+                (X, texts["three"]): 1, (X, texts["four"]): 1, (B, texts["five"]): 1}
+
+    def delivered(self, queue):
+        """What qmail-send delivers from it, counted, until the queue is empty."""
+        found, read = collections.Counter(), {}
+
+        def take(request):
+            number = request.number
+            if number not in read:
+                read[number] = queue.read(split("mess", number))
+            found[request.recipient, read[number]] += 1
+            return b"K"
+        queue.bounces_to()
+        with Sender(queue, answer=take) as sender:
+            harness.wait_for(lambda: not [n for n in queue.left() if not n.endswith(".lost")],
+                             f"an empty queue, not {queue.left()} {sender.lines}")
+            self.assertEqual(sender.stop(), 0)
+        self.assertNotIn("alert", sender.log())
+        return dict(found)
+
+
+class Checks(Case):
+    def test_a_sound_queue_of_every_state_has_no_problem(self):
+        queue = self.make()
+        queue.preprocessed(S, local=[b"T" + A, b"D" + B], remote=[b"T" + X])
+        queue.preprocessed(S, local=[b"T" + A], record=False)
+        queue.preprocessed(S)
+        queue.todo(S, [A], pull=False)
+        queue.todo(S, [A], record=False, pull=False)
+        queue.message()
+        before = queue.left()
+        self.assertEqual(self.fix(queue), [])
+        self.assertEqual(self.fix(queue, "-r"), [])
+        self.assertEqual(self.fix(queue, queue.file("queue")), [])
+        self.assertEqual(queue.left(), before)
+
+    def test_wrong_use_is_said(self):
+        queue = self.make()
+        for args in (["-x"], ["-a"], ["-a", "x"], ["-a", "07"], ["-r", "-a", "1"], ["a", "b"]):
+            self.assertEqual(harness.run(["qmail-fix", *args], env=queue.env).code, 100, args)
+        result = harness.run(["qmail-fix", queue.file("control")], env=queue.env)
+        self.assertEqual((result.code, result.err), (111, b"qmail-fix: fatal: " + queue.file("control").encode() +
+                                                     b" is no queue: neither mess nor info is there\n"))
+
+    def test_it_checks_beside_a_running_qmail_send_and_does_not_mend(self):
+        queue = self.make()
+        queue.preprocessed(S, local=[b"T" + A])
+        with Sender(queue) as sender:
+            sender.wait_requests(1)
+            self.assertEqual(self.fix(queue), [])
+            result = harness.run(["qmail-fix", "-r"], env=queue.env)
+            self.assertEqual((result.code, result.err), (111, b"qmail-fix: fatal: qmail-send is running: stop it first\n"))
+
+    def test_a_running_system_gives_no_false_alarm(self):
+        queue = self.make()
+        with Sender(queue, answer=lambda request: b"K") as sender:
+            for turn in range(6):
+                for n in range(10):
+                    queue.todo(S, [A, X, B] * 4 if n % 2 else [A], b"Subject: %d\n\n" % n + bytes(2000))
+                self.assertEqual(self.fix(queue), [], turn)
+            harness.wait_for(lambda: not queue.left(), "an empty queue")
+            self.assertEqual(sender.stop(), 0)
+
+    def test_what_does_not_belong_together_is_named_and_can_be_accepted(self):
+        queue = self.make()
+        text = b"Subject: x\n\nhi\n"
+
+        def damage(name, change):
+            content = queue.read(name)
+            queue.write("queue/" + name, change(content), 0o600 if "/" in name and not name.startswith(("todo", "mess")) else 0o644)
+        todo = queue.todo(S, [A, X], pull=False)
+        damage(f"todo/{todo}", lambda t: t.replace(b"a@local", b"A@local"))
+        cut = queue.todo(S, [A, X], pull=False)
+        damage(f"todo/{cut}", lambda t: t[:t.index(b"\0T" + X) + 5])
+        mess = queue.todo(S, [A], pull=False)
+        damage(split("mess", mess), lambda t: t.upper())
+        info = queue.preprocessed(S, local=[b"T" + A, b"D" + B])
+        damage(split("info", info), lambda t: t[:10])
+        local = queue.preprocessed(S, local=[b"T" + A, b"D" + B])
+        damage(split("local", local), lambda t: t.replace(b"a@local", b"A@local"))
+        torn = queue.preprocessed(S, local=[b"T" + A, b"D" + B])
+        os.unlink(queue.file("queue/" + split("info", torn)))
+        intd = queue.todo(S, [A], pull=False)
+        os.unlink(queue.file(f"queue/todo/{intd}"))
+
+        def aside(number, reason):
+            return (f"msg {number}: kept aside: {reason}; put it right, or accept it as it lies (-a {number}), "
+                    "or remove its files")
+        expected = [
+            aside(todo, f"todo/{todo} is not what was accepted"), aside(cut, f"todo/{cut} is not what was accepted"),
+            aside(mess, f"{split('mess', mess)} is not what was accepted"),
+            aside(info, f"{split('info', info)} is not what was accepted"),
+            aside(local, f"{split('local', local)} is not what was accepted"),
+            aside(torn, f"{split('local', torn)} is there without {split('info', torn)}"),
+            aside(intd, f"intd/{intd} is whole, but there is no todo/{intd}"),
+        ]
+        self.assertEqual(sorted(self.fix(queue, code=1)), sorted(expected))
+        before = {name: queue.read(name) for name in queue.left()}
+        self.assertEqual(sorted(self.fix(queue, "-r", code=1)), sorted(expected))
+        self.assertEqual({name: queue.read(name) for name in queue.left()}, before)
+        for number, sender, count in ((todo, S, 2), (cut, S, 1), (mess, S, 1), (info, S, 1), (local, S, 1), (torn, b"", 1),
+                                      (intd, S, 1)):
+            if number == info:
+                sender = b""  # what was left of it has no end
+            self.assertEqual(self.fix(queue, "-a", str(number)),
+                             [f"msg {number}: accepted from <{sender.decode()}>, recipients left: {count}"])
+            self.assertEqual(self.fix(queue, "-a", str(number)), [f"msg {number}: is not kept aside"])
+        self.assertEqual(self.fix(queue), [])
+        self.assertEqual(self.delivered(queue), {
+            (b"A@local.example", text): 2, (A, text): 4, (X, text): 1, (A, text.upper()): 1})
+
+    def test_what_no_message_is_for_is_said(self):
+        queue = self.make()
+        numbers = [queue.todo(S, [A], pull=False), queue.preprocessed(S, local=[b"T" + A]), queue.preprocessed(S)]
+        for number in numbers:
+            os.unlink(queue.file("queue/" + split("mess", number)))
+        queue.write(f"queue/bounce/{2**40}", b"x\n", 0o600)
+        lines = self.fix(queue, code=1)
+        self.assertEqual(len(lines), 4)
+        for number in [*numbers, 2**40]:
+            self.assertTrue([n for n in lines if n.startswith(f"msg {number}: a rest; there is no message for it")], lines)
+
+
+class Mends(Case):
+    def test_directories_and_what_is_in_lock_are_made(self):
+        queue = self.make()
+        number = queue.preprocessed(S, local=[b"T" + A])
+        gone = ["lock/trigger", "lock/sendmutex", "lock/tcpto", "remote/7", "intd", f"info/{(number + 1) % 23}"]
+        for name in gone:
+            path = queue.file("queue/" + name)
+            os.rmdir(path) if os.path.isdir(path) else os.unlink(path)
+        os.chmod(queue.file("queue/mess/3"), 0o777)
+        os.chmod(queue.file("queue/" + split("info", number)), 0o000)
+        lines = self.fix(queue, code=1)
+        missing = sorted(f"{name}: is missing; -r makes it" for name in gone)
+        self.assertEqual(sorted(n for n in lines if "missing" in n), missing)
+        self.assertIn("mess/3: has mode 777 and not 750; -r mends that", lines)
+        self.assertIn(f"{split('info', number)}: has mode 0 and not 600; -r mends that", lines)
+        self.assertTrue(self.fix(queue, "-r"))
+        self.assertEqual(self.fix(queue), [])
+        self.assertEqual(os.stat(queue.file("queue/lock/tcpto")).st_size, 1024)
+        self.assertEqual(self.delivered(queue), {(A, b"Subject: x\n\nhi\n"): 1})
+
+    def test_what_is_no_directory_is_left_and_said(self):
+        queue = self.make()
+        elsewhere = queue.file("elsewhere")
+        os.mkdir(elsewhere)
+        os.rmdir(queue.file("queue/local/5"))
+        os.symlink(elsewhere, queue.file("queue/local/5"))
+        expected = ["local/5: is not a directory; move it away, then -r makes one"]
+        self.assertEqual(self.fix(queue, code=1), expected)
+        self.assertEqual(self.fix(queue, "-r", code=1), expected)
+        os.unlink(queue.file("queue/local/5"))
+        self.assertEqual(self.fix(queue, "-r"), ["local/5: is missing; mended"])
+
+    def test_what_writers_left_long_ago_goes(self):
+        queue = self.make()
+        number = queue.message()
+        for name in (split("mess", number), "pid/77.1.1"):
+            queue.write("queue/" + name, b"half")
+        # Only the change time cannot be set back; so it is the clock that must be wrong.
+        lines = self.fix(queue)
+        self.assertEqual(lines, [])
+        result = self.fix(queue, "-r")
+        self.assertEqual(result, [])
+        self.assertTrue(queue.there("pid/77.1.1"))
+
+    def test_a_moved_queue_is_found_and_numbered_anew(self):
+        queue = self.make()
+        wanted = self.mess(queue)
+        lines = self.fix(queue, code=1)
+        self.assertEqual(len(lines), 4)
+        for line in lines:
+            self.assertRegex(line, r"^mess/\d+/\d+: its inode is \d+; -r makes that the message's number$")
+        mended = self.fix(queue, "-r")
+        self.assertEqual([n.replace("; mended", "; -r makes that the message's number") for n in mended], lines)
+        self.assertEqual(self.fix(queue), [])
+        for name in queue.left():
+            if name.startswith("mess/"):
+                found = os.stat(queue.file("queue/" + name))
+                self.assertEqual((name, found.st_nlink), (split("mess", found.st_ino), 1))
+        self.assertEqual(self.delivered(queue), wanted)
+        self.assertEqual(len(queue.bounced()), 1)
+
+    def test_a_copied_queue_is_mended_where_it_lies(self):
+        queue = self.make()
+        numbers = [queue.preprocessed(S, local=[b"T" + A], content=b"n: %d\n\n" % n) for n in range(60)]
+        copy = queue.file("copy")
+        subprocess.run(["cp", "-a", queue.file("queue"), copy], check=True)
+        self.assertEqual(len(self.fix(queue, copy, code=1)), 60)
+        self.assertEqual(len(self.fix(queue, "-r", copy)), 60)
+        self.assertEqual(self.fix(queue, copy), [])
+        self.assertEqual(self.fix(queue), [])
+        shutil.rmtree(queue.file("queue"))
+        os.rename(copy, queue.file("queue"))
+        self.assertEqual(self.delivered(queue), {(A, b"n: %d\n\n" % n): 1 for n in range(60)})
+        self.assertEqual(len(numbers), 60)
+
+    def test_another_split_is_made_ours(self):
+        queue = self.make()
+        texts = [b"n: %d\n\n" % n for n in range(20)]
+        numbers = [queue.preprocessed(S, local=[b"T" + A], content=t) if n % 2 else queue.todo(S, [A], t, pull=False)
+                   for n, t in enumerate(texts)]
+        for top in ("mess", "info", "local", "remote"):
+            for s in (23, 24, 25, 28):
+                queue.mkdir(f"queue/{top}/{s}")
+        for number in numbers:
+            for top in ("mess", "info", "local"):
+                if queue.there(split(top, number)):
+                    os.rename(queue.file("queue/" + split(top, number)), queue.file(f"queue/{top}/{number % 29}/{number}")
+                              if queue.there(f"{top}/{number % 29}") else queue.file(f"queue/{top}/28/{number}"))
+        self.assertTrue(self.fix(queue, code=1))
+        with Sender(queue) as sender:
+            sender.wait_line("^alert: cannot start: the queue has more directories than ours: run qmail-fix -r$")
+            self.assertEqual(sender.process.wait(harness.TIMEOUT), 111)
+        self.fix(queue, "-r")
+        self.assertEqual(self.fix(queue), [])
+        for top in ("mess", "info", "local", "remote"):
+            for s in (23, 24, 25, 28):
+                os.rmdir(queue.file(f"queue/{top}/{s}"))
+        self.assertEqual(self.delivered(queue), {(A, t): 1 for t in texts})
+
+    def test_what_is_in_the_way_of_a_number_is_kept_under_another_name(self):
+        queue = self.make()
+        number = queue.preprocessed(S, local=[b"T" + A])
+        path = queue.file("queue/" + split("mess", number))
+        shutil.copyfile(path, path + "~")
+        os.rename(path + "~", path)
+        queue.own("queue/" + split("mess", number))
+        target = os.stat(path).st_ino
+        queue.write("queue/" + split("info", target), b"Fother@x\0", 0o600)
+        lines = self.fix(queue, "-r", code=1)
+        lost = split("info", target) + ".lost"
+        self.assertIn(f"{lost}: belongs to no message, and was in the way of one; remove it", lines)
+        self.assertEqual(self.delivered(queue), {(A, b"Subject: x\n\nhi\n"): 1})
+        self.assertEqual(queue.left(), [lost])
+
+    def test_one_number_in_two_directories_and_one_file_under_two_numbers_are_for_a_person(self):
+        queue = self.make()
+        number = queue.preprocessed(S, local=[b"T" + A])
+        other = f"mess/{(number + 1) % 23}/{number}"
+        queue.write("queue/" + other, b"what\n")
+        twin = queue.preprocessed(S, local=[b"T" + A])
+        os.link(queue.file("queue/" + split("mess", twin)), queue.file("queue/" + split("mess", 2**40)))
+        before = queue.left()
+        lines = self.fix(queue, "-r", code=1)
+        self.assertTrue([n for n in lines if f"/{number}: the same number is in another directory, too; move one" in n], lines)
+        self.assertIn(f"{split('mess', 2**40)}: is the same file as {split('mess', twin)}; remove this name, and the other "
+                      "files of this number", lines)
+        self.assertEqual(queue.left(), before)
+
+
+class Killed(Case):
+    """SIGKILL at the n-th of the calls that change names, and in between."""
+
+    CALLS = ("renameat", "linkat", "unlinkat", "openat", "fsync")
+
+    def run_killed(self, queue, call, n, *args):
+        strace = ["strace", "-f", "-o", "/dev/null", "-e", f"trace={call}", "-e", f"inject={call}:signal=SIGKILL:when={n}"]
+        return subprocess.run([*strace, harness.program("qmail-fix"), *args], env=queue.env, capture_output=True,
+                              timeout=harness.TIMEOUT).returncode
+
+    def points(self, call):
+        """How many calls there are of it in an undisturbed run."""
+        queue = self.make()
+        self.mess(queue)
+        counted = queue.file("counted")
+        open(counted, "w").close()
+        os.chmod(counted, 0o666)
+        subprocess.run(["strace", "-f", "-o", counted, "-e", f"trace={call}", harness.program("qmail-fix"), "-r"],
+                       env=queue.env, capture_output=True, timeout=harness.TIMEOUT, check=True)
+        with open(counted) as f:
+            return sum(f"{call}(" in line for line in f)
+
+    def test_a_second_run_ends_what_a_killed_one_began(self):
+        if os.geteuid() != 0 or not shutil.which("strace"):
+            self.skipTest("only root may trace a program that made itself undumpable")
+        harness.needs_static("qmail-fix")
+        tried = 0
+        for call in self.CALLS:
+            points = self.points(call)
+            self.assertGreater(points, 0)
+            # Most of the openings and syncs are of one directory after another, and change nothing.
+            every = 4 if call in ("renameat", "linkat", "unlinkat") else 97  # all: python3 -m tests.crash damage
+            for n in range(1, points + 1, every):
+                with self.subTest(call=call, n=n):
+                    queue = self.make()
+                    wanted = self.mess(queue)
+                    self.assertNotEqual(self.run_killed(queue, call, n, "-r"), 0)
+                    tried += 1
+                    if queue.there("lock/fixing"):
+                        with Sender(queue) as sender:
+                            sender.wait_line("cannot start: the queue is being mended: qmail-fix -r must come to its end$")
+                    self.fix(queue, "-r")
+                    self.assertFalse(queue.there("lock/fixing") or queue.there("lock/placing"))
+                    self.assertEqual(self.fix(queue), [])
+                    self.assertEqual(self.delivered(queue), wanted)
+                    queue.__exit__()
+        self.assertGreater(tried, 15)
+
+    def test_an_acceptance_that_was_killed_can_be_made_again(self):
+        if os.geteuid() != 0 or not shutil.which("strace"):
+            self.skipTest("only root may trace a program that made itself undumpable")
+        harness.needs_static("qmail-fix")
+        for call, points in (("renameat", 3), ("fsync", 5)):
+            for n in range(1, points + 1):
+                with self.subTest(call=call, n=n):
+                    queue = self.make()
+                    todo = queue.todo(S, [A, X], pull=False)
+                    queue.write(f"queue/todo/{todo}", queue.read(f"todo/{todo}").replace(b"s@", b"S@"))
+                    info = queue.preprocessed(S, local=[b"T" + A], remote=[b"T" + X], content=b"other\n")
+                    queue.write("queue/" + split("info", info), b"F" + S + b"\0x", 0o600)
+                    for number in (todo, info):
+                        self.run_killed(queue, call, n, "-a", str(number))
+                    self.fix(queue, "-r", code=1 if self.fix_code(queue) else 0)
+                    for number in (todo, info):
+                        self.fix(queue, "-a", str(number))
+                    self.assertEqual(self.fix(queue), [])
+                    self.assertEqual(self.delivered(queue), {(A, b"Subject: x\n\nhi\n"): 1, (X, b"Subject: x\n\nhi\n"): 1,
+                                                             (A, b"other\n"): 1, (X, b"other\n"): 1})
+                    queue.__exit__()
+
+    def fix_code(self, queue):
+        """Whether something is kept aside still."""
+        return any("kept aside" in line for line in harness.run(["qmail-fix"], env=queue.env).out.decode().splitlines())
+
+
+class Start(Case):
+    """qmail-send and a queue that it would misread."""
+
+    def refused(self, queue, why):
+        with Sender(queue) as sender:
+            sender.wait_line("^alert: cannot start: " + re.escape(why) + "$")
+            self.assertEqual(sender.process.wait(harness.TIMEOUT), 111)
+            self.assertEqual((sender.requests, sender.cleaned), ([], []))
+
+    def test_a_moved_queue_is_refused(self):
+        queue = self.make()
+        self.mess(queue)
+        before = queue.left()
+        self.refused(queue, "the queue was moved or restored, and its numbers are no inodes: run qmail-fix -r")
+        self.assertEqual(queue.left(), before)
+
+    def test_another_split_is_refused(self):
+        queue = self.make()
+        number = queue.todo(S, [A], pull=False)
+        os.rename(queue.file("queue/" + split("mess", number)), queue.file(f"queue/mess/{(number + 1) % 23}/{number}"))
+        self.refused(queue, "messages are in other directories than ours: run qmail-fix -r")
+        self.assertTrue(queue.there(f"todo/{number}"))
+
+    def test_a_single_message_with_another_inode_is_kept_aside(self):
+        for state in ("todo", "info"):
+            queue = self.make()
+            for n in range(30):
+                queue.preprocessed(S, local=[b"T" + B], content=b"%d\n" % n)
+            number = queue.todo(S, [A], pull=False) if state == "todo" else queue.preprocessed(S, local=[b"T" + A])
+            path = queue.file("queue/" + split("mess", number))
+            shutil.copyfile(path, path + "~")
+            os.rename(path + "~", path)
+            queue.own("queue/" + split("mess", number))
+            with Sender(queue, answer=lambda request: b"K") as sender:
+                inode = os.stat(path).st_ino
+                sender.wait_line(f"^alert: msg {number} kept aside: {split('mess', number)} has inode {inode}: run qmail-fix$")
+                harness.wait_for(lambda: len(sender.requests) == 30, "the others")
+                self.assertEqual(sender.stop(), 0)
+            self.fix(queue, "-r")
+            self.assertEqual(self.delivered(queue), {(A, b"Subject: x\n\nhi\n"): 1})
+
+
+if __name__ == "__main__":
+    unittest.main()
