@@ -108,6 +108,8 @@ tree() {
 	done
 	echo 'f 0600 qmails qmail queue/lock/sendmutex'
 	echo 'f 0644 qmailr qmail queue/lock/tcpto'
+	echo 'f 0600 root qmail queue/lock/ledger.local'
+	echo 'f 0600 qmailr qmail queue/lock/ledger.remote'
 	echo 'p 0622 qmails qmail queue/lock/trigger'
 	while read -r family name dir mode owner _; do
 		case $family:$name in

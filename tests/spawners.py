@@ -1,5 +1,6 @@
 """What the tests of the spawners share: requests, reports, fake delivery programs, a system home."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -63,6 +64,13 @@ def put_message(home, number, content=b"Subject: x\n\nbody\n"):
     return name
 
 
+def forget(home):
+    """Empties the ledgers: what is asked for again is delivered again."""
+    for name in ("local", "remote"):
+        with contextlib.suppress(OSError):
+            os.truncate(home.file(f"queue/lock/ledger.{name}"), 0)
+
+
 class SystemHome:
     """A home of several users, made by root, with numeric ids that need no accounts."""
 
@@ -83,6 +91,7 @@ class SystemHome:
             self.owned(os.mkdir, f"queue/mess/{n}", "qmailq", 0o755)
         self.owned(os.mknod, "queue/lock/sendmutex", "qmails", 0o600)
         self.owned(os.mknod, "queue/lock/tcpto", "qmailr", 0o644)
+        self.owned(os.mknod, "queue/lock/ledger.remote", "qmailr", 0o600)
         self.owned(os.mkfifo, "queue/lock/trigger", "qmails", 0o622)
         with open(os.path.join(self.path, "users/ids"), "w") as f:
             f.write("".join(f"{name}:{uid}:{gid}\n" for name, (uid, gid) in self.IDS.items()))

@@ -30,6 +30,7 @@ class InAnOwnHome(unittest.TestCase):
         self.home.write("users/cdb", tinycdb.make(records))
 
     def lspawn(self, *requests, default="./Mailbox"):
+        spawners.forget(self.home)
         result = harness.run(["qmail-lspawn", default], b"".join(requests), self.fakes.env(self.home.env))
         self.assertEqual((result.code, result.err), (0, b""))
         self.assertEqual(result.out[0], spawners.SLOT_LIMIT)
@@ -38,7 +39,9 @@ class InAnOwnHome(unittest.TestCase):
     def to(self, recipient, slot=3, path=None, sender="s@h"):
         return request(slot, self.message if path is None else path, sender, recipient)
 
-    def start(self):
+    def start(self, fresh=True):
+        if fresh:
+            spawners.forget(self.home)
         process = subprocess.Popen([harness.program("qmail-lspawn"), "./Mailbox"], stdin=subprocess.PIPE,
                                    stdout=subprocess.PIPE, env=self.fakes.env(self.home.env), bufsize=0)
 
@@ -193,6 +196,69 @@ class InAnOwnHome(unittest.TestCase):
         process.stdin.close()
         self.assertEqual(process.wait(harness.TIMEOUT), 0)
         self.assertFalse(os.path.exists(self.fakes.file("ran-2")))
+
+    # -- what the next one knows
+
+    KEPT = 'echo $6 >>$FAKES/ran; until [ -e $FAKES/go ]; do sleep 0.01; done; [ "$6" != fails ]'
+    BEFORE = b"Kdelivered before a restart\n"
+
+    def test_what_succeeded_although_the_spawner_was_killed_is_not_done_again(self):
+        self.fakes.script("qmail-local", self.KEPT)
+        first = self.start()
+        first.stdin.write(self.to("joe-works@h", 0) + self.to("joe-fails@h", 1))
+        harness.wait_for(lambda: len(self.ran()) == 2, "the deliveries to run")
+        first.kill()
+        first.wait()
+        second = self.start(fresh=False)  # it waits for those at work
+        sent = (self.to("joe-works@h", 0) + self.to("joe-fails@h", 1) + self.to("joe-new@h", 2)
+                + self.to("joe-works@h", 3, sender="t@h"))
+        second.stdin.write(sent)
+        harness.wait_for(lambda: len(self.ran()) == 4, "what is new to run")
+        self.assertEqual(sorted(self.ran()), ["fails", "new", "works", "works"])
+        with open(self.fakes.file("go"), "w"):
+            pass
+        second.stdin.close()
+        self.assertEqual(reports(second.stdout.read()), {0: self.BEFORE, 1: b"Z", 2: b"K", 3: b"K"})
+        self.assertEqual(sorted(self.ran()), ["fails", "fails", "new", "works", "works"])
+        third = self.start(fresh=False)
+        third.stdin.write(sent)
+        third.stdin.close()
+        self.assertEqual(reports(third.stdout.read()), {0: self.BEFORE, 1: b"Z", 2: self.BEFORE, 3: self.BEFORE})
+        self.assertEqual(sorted(self.ran()), ["fails", "fails", "fails", "new", "works", "works"])
+
+    def test_another_message_of_the_number_is_delivered(self):
+        self.fakes.script("qmail-local", "echo $6 >>$FAKES/ran; cat >/dev/null")
+        self.assertEqual(self.lspawn(self.to("joe@h")), {3: b"K"})
+        path = self.home.file("queue/mess", self.message)
+        with open(path, "rb") as f:
+            text = f.read()
+        with open(path, "wb") as f:  # the same bytes: what differs is when it was written
+            f.write(text)
+        process = self.start(fresh=False)
+        process.stdin.write(self.to("joe@h"))
+        process.stdin.close()
+        self.assertEqual(reports(process.stdout.read()), {3: b"K"})
+
+    def test_a_damaged_or_missing_ledger_is_as_good_as_none(self):
+        self.fakes.script("qmail-local", "cat >/dev/null")
+        name = self.home.file("queue/lock/ledger.local")
+        for damage in (lambda: os.unlink(name), lambda: os.truncate(name, 63), lambda: os.rename(name, name + "~"),
+                       lambda: (os.unlink(name), os.mkdir(name)), lambda: (os.rmdir(name), os.symlink("x", name))):
+            self.assertEqual(self.lspawn(self.to("joe@h")), {3: b"K"})
+            damage()
+            process = self.start(fresh=False)
+            process.stdin.write(self.to("joe@h"))
+            process.stdin.close()
+            self.assertEqual(reports(process.stdout.read()), {3: b"K"})
+        self.assertFalse(os.path.exists(self.home.file("queue/lock/x")))
+        os.unlink(name)
+
+    def ran(self):
+        try:
+            with open(self.fakes.file("ran")) as f:
+                return f.read().split()
+        except FileNotFoundError:
+            return []
 
     # -- whose mail it is
 

@@ -36,6 +36,7 @@ class InAnOwnHome(unittest.TestCase):
 
     def rspawn(self, *recipients, env=None):
         sent = b"".join(request(slot, self.message, "s@h", r) for slot, r in enumerate(recipients, 1))
+        spawners.forget(self.home)
         result = harness.run(["qmail-rspawn"], sent, {**self.fakes.env(self.home.env), **(env or {})})
         self.assertEqual((result.code, result.err, result.out[0]), (0, b"", spawners.SLOT_LIMIT))
         return reports(result.out)
@@ -49,6 +50,7 @@ class InAnOwnHome(unittest.TestCase):
         self.fakes.script("qmail-remote", code or self.ECHO)
         sent = b"".join(request(slot, *r) for slot, r in enumerate(requests))
         env = {**self.fakes.env(self.home.env), **(self.TOGETHER if env is None else env)}
+        spawners.forget(self.home)
         result = harness.run(["qmail-rspawn"], sent, env)
         self.assertEqual((result.code, result.err), (0, b""))
         return result.out[0], reports(result.out)
@@ -110,6 +112,7 @@ class InAnOwnHome(unittest.TestCase):
                 request(2, m, "s@h", "no-host"), request(3, m, "s@h", "d@d"), request(4, "1/999999", "s@h", "e@d"),
                 request(5, "1/999999", "s@h", "f@d")]
         self.fakes.script("qmail-remote", self.ECHO)
+        spawners.forget(self.home)
         result = harness.run(["qmail-rspawn"], b"".join(sent), {**self.fakes.env(self.home.env), **self.TOGETHER})
         said = sorted(result.out[1:-1].split(b"\0"))
         self.assertEqual(said, sorted([
@@ -120,6 +123,7 @@ class InAnOwnHome(unittest.TestCase):
 
     def test_half_a_request_is_waited_for(self):
         self.fakes.script("qmail-remote", self.ECHO)
+        spawners.forget(self.home)
         line = harness.Line.start(["qmail-rspawn"], {**self.fakes.env(self.home.env), **self.TOGETHER})
         with line:
             whole = b"".join(request(i, self.message, "s@h", f"r{i}@d") for i in range(3))
@@ -132,6 +136,34 @@ class InAnOwnHome(unittest.TestCase):
             self.assertEqual(spawners.children_of(line.process.pid), [])
             line.send(whole[-3:])
             self.assertEqual(reports(b"\xff" + line.finish().out), dict.fromkeys(range(3), b"Kd s@h r0@d r1@d r2@d"))
+
+    def test_of_those_who_travelled_together_only_who_has_not_got_it_is_served_again(self):
+        self.fakes.script("qmail-remote", "shift 2; echo $* >>$FAKES/ran; until [ -e $FAKES/go ]; do sleep 0.01; done; "
+                                          r"""for r; do case $r in f*) printf 's\0';; *) printf 'r\0';; esac; done; printf 'K\0'""")
+        whole = b"".join(request(i, self.message, "s@h", r + "@d") for i, r in enumerate(("a", "fa", "b")))
+        more = request(3, self.message, "s@h", "c@d")
+        spawners.forget(self.home)
+        env = {**self.fakes.env(self.home.env), **self.TOGETHER}
+        line = harness.Line.start(["qmail-rspawn"], env)
+        with line:
+            line.send(whole)
+            harness.wait_for(lambda: os.path.exists(self.fakes.file("ran")), "the delivery to run")
+            line.process.kill()
+            line.process.wait()
+        line = harness.Line.start(["qmail-rspawn"], env)
+        with line:
+            line.send(whole + more)
+            harness.wait_for(lambda: b"c@d" in self.ran(), "who is new to be served at once")
+            with open(self.fakes.file("go"), "w"):
+                pass
+            found = reports(line.finish().out)
+        before = b"Kdelivered before a restart\n"
+        self.assertEqual(found, {0: before, 1: b"Z", 2: before, 3: b"K"})
+        self.assertEqual(self.ran(), b"a@d fa@d b@d\nc@d\nfa@d\n")
+
+    def ran(self):
+        with open(self.fakes.file("ran"), "rb") as f:
+            return f.read()
 
     def one(self, script):
         self.fakes.script("qmail-remote", script)

@@ -122,6 +122,7 @@ class Made(unittest.TestCase):
                 "queue/info": ("qmails", 0o700), "queue/local/0": ("qmails", 0o700), "queue/remote/7": ("qmails", 0o700),
                 "queue/bounce": ("qmails", 0o700), "queue/lock": ("qmailq", 0o750), "queue/lock/sendmutex": ("qmails", 0o600),
                 "queue/lock/trigger": ("qmails", 0o622), "queue/lock/tcpto": ("qmailr", 0o644),
+                "queue/lock/ledger.local": ("root", 0o600), "queue/lock/ledger.remote": ("qmailr", 0o600),
                 "run": ("qmailq", 0o755), "alias": ("alias", 0o2755), "control": ("root", 0o755), "users": ("root", 0o755)}
         for name, (owner, mode) in want.items():
             s = os.lstat(os.path.join(HOME, name))

@@ -6,25 +6,32 @@
 //! fd 1       first byte: concurrency limit; then one report a request
 //! jail       rlimits only: its children become every user and run what users want
 //! exit       0 no more requests and all reported, 100 no argument, 111 cannot start
-//! touches    queue/mess (reads), users/cdb (in the child)
+//! touches    queue/mess (reads), queue/lock/ledger.local, users/cdb (in the child)
 //!
-//! The parent parses requests and opens messages, nothing else. Each forked child finds the user
-//! (users/cdb, else qmail-getpw as qmailp), becomes that user for good, and becomes qmail-local.
+//! The parent parses requests and opens messages, nothing else. A child beside each delivery waits for its end and
+//! notes success in the ledger. Its child finds the user (users/cdb, else qmail-getpw as qmailp), becomes that
+//! user for good, and becomes qmail-local.
 #![forbid(unsafe_code)]
 
 use jail::{Jail, programs};
+use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Uid};
 use qmail::assign::{self, User};
 use qmail::cdb;
 use qmail::home::{Account, Home};
 use qmail::program::{self, Args};
+use qmail::spawn::ledger::Ledger;
 use qmail::spawn::report::{self, local as code};
 use qmail::spawn::{self, Delivery, Request, serve};
+use qmail::sys::memory::die_with_parent;
 use qmail::sys::process::{Command, End, become_user, wait};
 use qmail::trouble::Trouble;
 use qmail::{exits, fd};
 use std::os::fd::OwnedFd;
+
+/// What the next one of us must know.
+const LEDGER: &str = "queue/lock/ledger.local";
 
 /// What qmail-getpw prints: a name, two numbers, a home directory and an extension.
 const GETPW_MAX: usize = 64 * 1024;
@@ -48,7 +55,8 @@ fn lspawn(args: Args) -> Result<(), Trouble> {
     let mess = local.home.path("queue/mess");
     nix::unistd::chdir(fd::path(&mess)).map_err(|e| Trouble::unable("switch to", &mess, e))?;
     umask(Mode::from_bits_truncate(0o077));
-    serve(&local)
+    let ledger = Ledger::prepare(local.home.path(LEDGER));
+    serve(&local, ledger)
 }
 
 fn role(home: &Home, name: &str) -> Result<Account, Trouble> {
@@ -104,6 +112,8 @@ impl Local {
         if let Err(code) = self.become_recipient(&user) {
             return code;
         }
+        // Nobody would hear what came of it. (A change of user would undo this.)
+        die_with_parent(Signal::SIGKILL as i32);
         let argv: [&[u8]; 10] = [
             b"bin/qmail-local",
             b"--",

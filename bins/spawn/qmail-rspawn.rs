@@ -4,23 +4,29 @@
 //! fd 0       requests of qmail-send: slot, message, sender, recipient
 //! fd 1       first byte: concurrency limit; then one report a request
 //! exit       0 no more requests and all reported, 111 cannot start
-//! jail       reads queue/mess and what qmail-remote reads, writes queue/lock/tcpto (emptied at start), executes
-//!            the home's programs only. With another program than ours for qmail-remote rlimits only
+//! jail       reads queue/mess and what qmail-remote reads, writes queue/lock/tcpto (emptied at start) and
+//!            queue/lock/ledger.remote, executes the home's programs only. With another program than ours for qmail-remote rlimits only
 //! env        QMAILREMOTE  a program to run instead of qmail-remote, found through PATH
 //!            QMAILBURST   1: requests that come together for one message, sender and host share a
 //!                         qmail-remote (not with QMAILREMOTE)
 #![forbid(unsafe_code)]
 
 use jail::{Jail, programs};
+use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::Uid;
 use qmail::home::Home;
 use qmail::program::{self, Args};
+use qmail::spawn::ledger::Ledger;
 use qmail::spawn::{self, Delivery, Request, report, serve};
+use qmail::sys::memory::die_with_parent;
 use qmail::sys::process::{Command, End};
 use qmail::trouble::Trouble;
 use qmail::{environ, exits, fd};
 use std::os::fd::OwnedFd;
+
+/// What the next one of us must know.
+const LEDGER: &str = "queue/lock/ledger.remote";
 
 /// Length of the table of hosts that timed out.
 const TCPTO_SIZE: usize = 1024;
@@ -38,8 +44,10 @@ fn rspawn(args: Args) -> Result<(), Trouble> {
     umask(Mode::from_bits_truncate(0o077));
     forget_timeouts(&home);
     let replacement = environ::get(spawn::REPLACEMENT);
+    let ledger = Ledger::prepare(home.path(LEDGER));
     close_jail(&home, replacement.is_some())?;
-    serve(&Remote { owner: qmailq.uid, replacement, together: spawn::is_together_announced(), home })
+    let remote = Remote { owner: qmailq.uid, replacement, together: spawn::is_together_announced(), home };
+    serve(&remote, ledger)
 }
 
 /// Some systems have a link here to where the network's manager writes it.
@@ -111,6 +119,7 @@ impl Delivery for Remote {
             None => (b"qmail-remote".to_vec(), Some(program::find_in(&self.home, "qmail-remote"))),
         };
         let Some(path) = path else { return exits::TEMPORARY };
+        die_with_parent(Signal::SIGKILL as i32); // nobody would hear what came of it
         let (_, host) = first.local_and_domain();
         let mut argv: Vec<&[u8]> = vec![&name, host, &first.sender];
         argv.extend(requests.iter().map(|r| r.recipient.as_slice()));

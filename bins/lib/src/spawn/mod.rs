@@ -1,9 +1,11 @@
 //! spawn - what qmail-lspawn and qmail-rspawn share: requests in, deliveries, reports out
 //!
 //! `request` and `report` are the bytes of the pipes (spec: send to spawn, spawn to send) and the tables
-//! from exit codes to reports; `serve` is the loop. The letters: K delivered, Z try later, D never.
+//! from exit codes to reports; `serve` is the loop, `ledger` what outlives it. The letters: K delivered, Z try
+//! later, D never.
 #![forbid(unsafe_code)]
 
+pub mod ledger;
 pub mod report;
 pub mod request;
 mod serve;

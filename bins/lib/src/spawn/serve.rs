@@ -1,28 +1,32 @@
 //! serve - the loop of both spawners
 //!
-//! Watches the requests, the output of every delivery, and the reports' reader; forks a child a
-//! delivery, or one for recipients that may travel together and were asked for together. A delivery ends
-//! when its child has exited and nobody holds its output pipe any more.
+//! Watches the requests, what comes of every delivery, and the reports' reader. Beside each delivery, or those
+//! that may travel together and were asked for together, stands a child of ours: it forks the one that becomes
+//! the delivery program, waits until that has exited and nobody holds its output pipe any more, notes successes in
+//! the ledger, hands up the reports and ends. Killed is one process, and the others finish what they have.
 #![forbid(unsafe_code)]
 
+use super::ledger::{Claim, Earlier, Key, Ledger, Message};
 use super::request::{Parser, Request};
 use super::{TOGETHER_BYTES, TOGETHER_MAX, report};
-use crate::fd;
 use crate::sys::process::{self, End, fork_child};
 use crate::sys::signal;
 use crate::trouble::Trouble;
+use crate::{exits, fd};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::Signal;
-use nix::sys::stat::{SFlag, fstat};
+use nix::sys::stat::{FileStat, SFlag, fstat};
 use nix::unistd::{Pid, Uid};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// Reports that wait for a slow reader: beyond this no new requests are read. What runs may still add
 /// one report a slot.
 const WAITING_MAX: usize = 256 * 1024;
 /// One read of a child's output.
 const READ_SIZE: usize = 4096;
+/// What is said of a delivery that an earlier spawner began.
+const BEFORE: &[u8] = b"Kdelivered before a restart\n";
 /// One read of requests: all that a pipe holds, so that what was written together is read together.
 const REQUESTS_SIZE: usize = 64 * 1024;
 
@@ -45,34 +49,44 @@ pub trait Delivery {
     fn reports(&self, end: End, output: &[u8], count: usize) -> Vec<Vec<u8>>;
 }
 
-/// A child at work, for one request or several that travel together.
+/// A child at work beside a delivery, for one request or several that travel together.
 struct Job {
     requests: Vec<Request>,
     pid: Pid,
     /// None once it came to its end.
     pipe: Option<OwnedFd>,
-    output: Vec<u8>,
+    /// Whole reports, encoded.
+    reports: Vec<u8>,
     end: Option<End>,
 }
 
 impl Job {
-    /// Names the job: its process id may be used again while a grandchild still holds the pipe.
+    /// Names the job: its process id may be used again before the pipe came to its end.
     fn slot(&self) -> u8 {
         self.requests.first().map_or(u8::MAX, |r| r.slot)
     }
+}
+
+/// A request, and what the ledger says of it.
+struct Wanted {
+    request: Request,
+    number: u64,
+    key: Key,
+    earlier: Earlier,
 }
 
 /// What a ready descriptor is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Source {
     Reader,
-    /// The output of the job of this slot.
-    Output(u8),
+    /// The reports of the job of this slot.
+    Job(u8),
     Requests,
 }
 
 struct Spawner<'a, D> {
     delivery: &'a D,
+    ledger: Ledger,
     parser: Parser,
     /// Requests not begun: those that are still coming may belong to them.
     arrived: Vec<Request>,
@@ -87,10 +101,12 @@ struct Spawner<'a, D> {
 
 /// Serves requests on fd 0 with reports on fd 1, in the working directory `queue/mess`, until there are
 /// no more requests and every delivery has ended.
-pub fn serve(delivery: &impl Delivery) -> Result<(), Trouble> {
+pub fn serve(delivery: &impl Delivery, mut ledger: Ledger) -> Result<(), Trouble> {
     signal::catch(&[Signal::SIGCHLD]);
+    ledger.take_over();
     let mut spawner = Spawner {
         delivery,
+        ledger,
         parser: Parser::default(),
         arrived: Vec::new(),
         jobs: Vec::new(),
@@ -112,7 +128,7 @@ impl<D: Delivery> Spawner<'_, D> {
         for (source, events) in &ready {
             match source {
                 Source::Reader => self.send(*events),
-                Source::Output(slot) => self.collect(*slot),
+                Source::Job(slot) => self.collect(*slot),
                 Source::Requests => {}
             }
         }
@@ -136,7 +152,7 @@ impl<D: Delivery> Spawner<'_, D> {
         }
         for job in &self.jobs {
             if let Some(pipe) = &job.pipe {
-                watched.push(Source::Output(job.slot()));
+                watched.push(Source::Job(job.slot()));
                 fds.push(PollFd::new(pipe.as_fd(), PollFlags::POLLIN));
             }
         }
@@ -153,18 +169,14 @@ impl<D: Delivery> Spawner<'_, D> {
         Ok(watched.into_iter().zip(events).filter(|(_, events)| !events.is_empty()).collect())
     }
 
-    /// Reads what a child said.
+    /// Reads what a child reports.
     fn collect(&mut self, slot: u8) {
         let Some(job) = self.jobs.iter_mut().find(|j| j.slot() == slot) else { return };
-        let keep = self.delivery.keep(job.requests.len());
         let Some(pipe) = &job.pipe else { return };
         let mut chunk = [0u8; READ_SIZE];
         match fd::read(pipe, &mut chunk) {
             Ok(0) | Err(_) => job.pipe = None,
-            Ok(n) => {
-                let room = keep.saturating_sub(job.output.len());
-                job.output.extend_from_slice(chunk.get(..n.min(room)).unwrap_or_default());
-            }
+            Ok(n) => job.reports.extend_from_slice(chunk.get(..n).unwrap_or_default()),
         }
     }
 
@@ -185,7 +197,12 @@ impl<D: Delivery> Spawner<'_, D> {
                 continue;
             };
             let job = self.jobs.swap_remove(at);
-            let reports = self.delivery.reports(end, &job.output, job.requests.len());
+            if end == End::Exit(exits::SUCCESS) {
+                self.say(&job.reports);
+                continue;
+            }
+            // It was killed, and may have said half a word: what came of the delivery nobody knows.
+            let reports = self.delivery.reports(end, b"", job.requests.len());
             for (request, report) in job.requests.iter().zip(reports) {
                 self.report(request.slot, &report);
             }
@@ -193,8 +210,12 @@ impl<D: Delivery> Spawner<'_, D> {
     }
 
     fn report(&mut self, slot: u8, report: &[u8]) {
+        self.say(&report::encode(slot, report));
+    }
+
+    fn say(&mut self, reports: &[u8]) {
         if !self.deaf {
-            self.waiting.extend_from_slice(&report::encode(slot, report));
+            self.waiting.extend_from_slice(reports);
         }
     }
 
@@ -217,18 +238,26 @@ impl<D: Delivery> Spawner<'_, D> {
     fn lose_reader(&mut self) {
         self.deaf = true;
         self.waiting = Vec::new();
+        self.ledger.give_up();
     }
 
     fn take_requests(&mut self) {
         let mut chunk = vec![0u8; REQUESTS_SIZE];
         match nix::unistd::read(fd::IN, &mut chunk) {
             Err(Errno::EINTR | Errno::EAGAIN) => return,
-            Ok(0) | Err(_) => self.more_requests = false,
+            Ok(0) | Err(_) => {
+                self.more_requests = false;
+                self.start_arrived();
+                self.ledger.give_up();
+                return;
+            }
             Ok(n) => self.arrived.extend(self.parser.feed(chunk.get(..n).unwrap_or_default())),
         }
         // Half a request: its writer is at work, and what comes may travel with what is here.
-        let more = self.parser.is_within() && self.more_requests;
-        if more && self.delivery.together() && self.arrived.len() < usize::from(self.delivery.limit()) {
+        if self.parser.is_within()
+            && self.delivery.together()
+            && self.arrived.len() < usize::from(self.delivery.limit())
+        {
             return;
         }
         self.start_arrived();
@@ -254,30 +283,80 @@ impl<D: Delivery> Spawner<'_, D> {
         self.start_row(row);
     }
 
+    /// Starts what is to travel together. What succeeded before is reported; what somebody is still at work on
+    /// goes apart from what is new, because it waits.
     fn start_row(&mut self, row: Vec<Request>) {
-        let slots: Vec<u8> = row.iter().map(|request| request.slot).collect();
-        if let Err(refusal) = self.start(row) {
-            for slot in slots {
-                self.report(slot, refusal);
+        let Some(first) = row.first() else { return };
+        let (file, found) = match self.open(&first.path) {
+            Ok(opened) => opened,
+            Err(refusal) => return row.iter().for_each(|request| self.report(request.slot, refusal)),
+        };
+        let message = Message::of(&first.path, &file, &found);
+        let (mut new, mut begun) = (Vec::new(), Vec::new());
+        for request in row {
+            let (number, key) = message.delivery(&request);
+            let earlier = self.ledger.earlier(&key);
+            if earlier.done {
+                self.report(request.slot, BEFORE);
+            } else {
+                let which = if earlier.running.is_empty() { &mut new } else { &mut begun };
+                which.push(Wanted { request, number, key, earlier });
             }
+        }
+        let again = if new.is_empty() || begun.is_empty() {
+            None
+        } else {
+            begun.first().map(|wanted| self.open(&wanted.request.path).map(|(file, _)| file))
+        };
+        if let Some(again) = again {
+            self.start_all(begun, again);
+            self.start_all(new, Ok(file));
+        } else {
+            begun.append(&mut new);
+            self.start_all(begun, Ok(file));
+        }
+    }
+
+    fn start_all(&mut self, wanted: Vec<Wanted>, message: Result<OwnedFd, &'static [u8]>) {
+        let slots: Vec<u8> = wanted.iter().map(|wanted| wanted.request.slot).collect();
+        if let Err(refusal) = message.and_then(|message| self.start(wanted, message)) {
+            slots.into_iter().for_each(|slot| self.report(slot, refusal));
         }
     }
 
     /// Starts one child for requests of one message.
-    fn start(&mut self, requests: Vec<Request>) -> Result<(), &'static [u8]> {
-        let Some(first) = requests.first() else { return Ok(()) };
-        let message = self.open(&first.path)?;
-        let (read, write) =
-            fd::pipe().map_err(|_| b"Zqmail-spawn unable to create pipe. (#4.3.0)\n".as_slice())?;
-        let delivery = self.delivery;
-        let pid = fork_child(|| delivery.run(&requests, message, write))
-            .map_err(|_| b"Zqmail-spawn unable to fork. (#4.3.0)\n".as_slice())?;
-        self.jobs.push(Job { requests, pid, pipe: Some(read), output: Vec::new(), end: None });
+    fn start(&mut self, wanted: Vec<Wanted>, message: OwnedFd) -> Result<(), &'static [u8]> {
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let (read, write) = fd::pipe().map_err(|_| NO_PIPE)?;
+        let deliveries: Vec<(u64, Key)> = wanted.iter().map(|wanted| (wanted.number, wanted.key)).collect();
+        // Before the fork: there is no moment at which it runs and nobody can know.
+        let claim = self.ledger.claim(&deliveries);
+        let pid = fork_child(|| {
+            self.let_go();
+            process::close(read.as_raw_fd());
+            beside(self.delivery, &self.ledger, &wanted, &claim, message, &write)
+        })
+        .map_err(|_| NO_FORK)?;
+        let requests = wanted.into_iter().map(|wanted| wanted.request).collect();
+        self.jobs.push(Job { requests, pid, pipe: Some(read), reports: Vec::new(), end: None });
         Ok(())
     }
 
+    /// In a child: nothing of the spawner's may stay open there when the spawner is gone.
+    fn let_go(&self) {
+        let pipes = self.jobs.iter().filter_map(|job| job.pipe.as_ref());
+        let ours = pipes.chain(self.ledger.life()).map(AsRawFd::as_raw_fd);
+        [fd::IN, fd::OUT]
+            .iter()
+            .map(|standard| standard.as_fd().as_raw_fd())
+            .chain(ours)
+            .for_each(process::close);
+    }
+
     /// The message file: opened once, here; the delivery program gets the descriptor.
-    fn open(&self, path: &[u8]) -> Result<OwnedFd, &'static [u8]> {
+    fn open(&self, path: &[u8]) -> Result<(OwnedFd, FileStat), &'static [u8]> {
         let unable: &[u8] = b"Zqmail-spawn unable to open message. (#4.3.0)\n";
         let file = fd::open_read(path).map_err(|_| unable)?;
         let found =
@@ -290,9 +369,63 @@ impl<D: Delivery> Spawner<'_, D> {
         }
         // The delivery program and what it runs expect a plain file, not one that "would block".
         fd::set_nonblocking(&file, false).map_err(|_| unable)?;
-        Ok(file)
+        Ok((file, found))
     }
 }
+
+/// In the child beside a delivery: has it made, notes what succeeded, reports.
+fn beside<D: Delivery>(
+    delivery: &D,
+    ledger: &Ledger,
+    wanted: &[Wanted],
+    claim: &Claim,
+    message: OwnedFd,
+    reports: &OwnedFd,
+) -> i32 {
+    let before = |one: &Wanted| one.earlier.running.iter().any(|row| ledger.wait_for(*row, &one.key));
+    let done: Vec<bool> = wanted.iter().map(before).collect();
+    let rest: Vec<Request> =
+        wanted.iter().zip(&done).filter(|(_, done)| !**done).map(|(one, _)| one.request.clone()).collect();
+    let mut verdicts = if rest.is_empty() {
+        Vec::new()
+    } else {
+        deliver(delivery, &rest, message).unwrap_or_else(|refusal| vec![refusal.to_vec(); rest.len()])
+    }
+    .into_iter();
+    let mut text = Vec::new();
+    for (index, (one, done)) in wanted.iter().zip(done).enumerate() {
+        let verdict = if done { Some(BEFORE.to_vec()) } else { verdicts.next() };
+        let verdict = verdict.unwrap_or_else(|| NO_FORK.to_vec());
+        if verdict.first() == Some(&b'K') {
+            claim.done(index);
+        }
+        text.extend_from_slice(&report::encode(one.request.slot, &verdict));
+    }
+    // If the spawner is gone, the ledger knows.
+    let _ = fd::write_all(reports, &text);
+    exits::SUCCESS
+}
+
+/// Runs the delivery program to its end; a report for each request.
+fn deliver<D: Delivery>(
+    delivery: &D,
+    requests: &[Request],
+    message: OwnedFd,
+) -> Result<Vec<Vec<u8>>, &'static [u8]> {
+    let (read, write) = fd::pipe().map_err(|_| NO_PIPE)?;
+    let pid = fork_child(|| delivery.run(requests, message, write)).map_err(|_| NO_FORK)?;
+    let keep = delivery.keep(requests.len());
+    let (mut output, mut chunk) = (Vec::new(), [0u8; READ_SIZE]);
+    while let Ok(n @ 1..) = fd::read(&read, &mut chunk) {
+        let room = keep.saturating_sub(output.len());
+        output.extend_from_slice(chunk.get(..n.min(room)).unwrap_or_default());
+    }
+    let end = process::wait(pid).map_err(|_| NO_FORK)?;
+    Ok(delivery.reports(end, &output, requests.len()))
+}
+
+const NO_PIPE: &[u8] = b"Zqmail-spawn unable to create pipe. (#4.3.0)\n";
+const NO_FORK: &[u8] = b"Zqmail-spawn unable to fork. (#4.3.0)\n";
 
 /// Whether a request may travel with those of this row.
 fn joins(row: &[Request], request: &Request) -> bool {

@@ -1,0 +1,425 @@
+//! ledger - which deliveries run and which succeeded, where the next spawner finds it
+//!
+//! A spawner, or the qmail-send behind it, may be killed while deliveries run: they end all the same, and nobody
+//! is there to be told. So each delivery has a row in a file (`queue/lock/ledger.local`, `ledger.remote`), written
+//! before it begins and again when it succeeded, by the process beside it. The next spawner is asked for the same
+//! delivery again; it finds the row and answers with success, or waits for whoever is still at work on it.
+//!
+//! Rows say facts that stay true: "this very message was delivered to this recipient". The key holds the number,
+//! size, times and beginning of the message file, so that the next message of that number has another one. A
+//! row whose checksum is wrong says nothing, and a missing file neither: second copies, nothing worse. Nothing is
+//! synced: what a power cut takes away is the knowledge, not the delivery.
+//!
+//! Locks are on open files: that of a row lives as long as the process beside the delivery, that behind the rows
+//! as long as a spawner may begin something. An address that stands twice in an envelope has one key: of its two
+//! copies one may be missing after a crash.
+#![forbid(unsafe_code)]
+
+use super::Request;
+use crate::fd;
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
+use nix::libc;
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, lstat};
+use nix::sys::uio::{pread, pwrite};
+use nix::unistd::geteuid;
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+/// Rows, used in turn. A recipient on the short way is known by its row alone until the whole message has
+/// ended, 30 seconds at most: several times the slots of both kinds.
+const ROWS: usize = 4096;
+const ROW: usize = 64;
+
+/// Bytes of key and check: half a SHA-256 would do.
+const KEY: usize = 24;
+
+/// So much of the beginning of a message is part of its key: its first Received line and more.
+const HEAD: usize = 512;
+
+/// How long a spawner that lost its qmail-send may take to see that. Then the next one begins all the same, and
+/// there may be second copies.
+const PATIENCE: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(5);
+
+const RUNNING: [u8; 4] = *b"run\n";
+const DONE: [u8; 4] = *b"done";
+
+/// One delivery: this message to this recipient.
+pub type Key = [u8; KEY];
+
+/// What the file says of one delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Row {
+    done: bool,
+    sequence: u32,
+    number: u64,
+    key: Key,
+}
+
+impl Row {
+    fn encode(&self) -> [u8; ROW] {
+        let mut bytes = [0; ROW];
+        let fields: [&[u8]; 4] = [
+            if self.done { &DONE } else { &RUNNING },
+            &self.sequence.to_le_bytes(),
+            &self.number.to_le_bytes(),
+            &self.key,
+        ];
+        let text = fields.concat();
+        let check = Sha256::digest(&text);
+        for (to, from) in bytes.iter_mut().zip(text.iter().chain(check.iter())) {
+            *to = *from;
+        }
+        bytes
+    }
+
+    /// None when it is empty, torn or something else.
+    fn decode(bytes: &[u8]) -> Option<Row> {
+        let row = Row {
+            done: bytes.get(..4)? == DONE,
+            sequence: u32::from_le_bytes(bytes.get(4..8)?.try_into().ok()?),
+            number: u64::from_le_bytes(bytes.get(8..16)?.try_into().ok()?),
+            key: bytes.get(16..16 + KEY)?.try_into().ok()?,
+        };
+        (row.encode() == bytes).then_some(row)
+    }
+}
+
+/// What is known of a delivery from an earlier spawner's life.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Earlier {
+    pub done: bool,
+    /// Rows of those who were at work on it.
+    pub running: Vec<usize>,
+}
+
+/// The file, and what was in it at the start.
+pub struct Ledger {
+    name: Vec<u8>,
+    earlier: BTreeMap<Key, Earlier>,
+    /// Rows that `earlier` speaks of.
+    kept: BTreeSet<usize>,
+    next: usize,
+    sequence: u32,
+    /// Held while this spawner may begin something.
+    life: Option<OwnedFd>,
+}
+
+impl Ledger {
+    /// Creates the file if it is missing. Before the jail closes.
+    pub fn prepare(name: Vec<u8>) -> Ledger {
+        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let _ = open(fd::path(&name), flags, Mode::from_bits_truncate(0o600));
+        Ledger { name, earlier: BTreeMap::new(), kept: BTreeSet::new(), next: 0, sequence: 0, life: None }
+    }
+
+    /// Waits until no earlier spawner begins anything, and reads what they left. In `queue/mess`.
+    pub fn take_over(&mut self) {
+        let Ok(file) = self.open() else { return };
+        let until = Instant::now() + PATIENCE;
+        while set_lock(&file, libc::F_WRLCK, ROWS) == Err(Errno::EAGAIN) && Instant::now() < until {
+            std::thread::sleep(PAUSE);
+        }
+        self.load(&file);
+        self.life = Some(file);
+    }
+
+    /// From now on this spawner begins nothing.
+    pub fn give_up(&mut self) {
+        self.life = None;
+    }
+
+    /// What a child must close: it outlives the spawner.
+    pub fn life(&self) -> Option<&OwnedFd> {
+        self.life.as_ref()
+    }
+
+    fn load(&mut self, file: &OwnedFd) {
+        let mut last = None;
+        for at in 0..ROWS {
+            let Some(row) = read_row(file, at) else { continue };
+            if last.is_none_or(|sequence| row.sequence >= sequence) {
+                last = Some(row.sequence);
+                self.next = (at + 1) % ROWS;
+                self.sequence = row.sequence.wrapping_add(1);
+            }
+            // Whoever ended between the two looks has written what came of it before.
+            let running = !row.done && is_locked(file, at);
+            let row = if running { row } else { read_row(file, at).unwrap_or(row) };
+            if (row.done || running) && is_there(row.number) {
+                let earlier = self.earlier.entry(row.key).or_default();
+                earlier.done |= row.done;
+                earlier.running.extend(running.then_some(at));
+                self.kept.insert(at);
+            }
+        }
+    }
+
+    pub fn earlier(&self, key: &Key) -> Earlier {
+        self.earlier.get(key).cloned().unwrap_or_default()
+    }
+
+    /// Takes a row for each delivery and locks it. Where that cannot be, there is no row.
+    pub fn claim(&mut self, deliveries: &[(u64, Key)]) -> Claim {
+        let mut rows = Vec::new();
+        let file = self.open().ok();
+        for (number, key) in deliveries {
+            let row = Row { done: false, sequence: self.sequence, number: *number, key: *key };
+            let at = file.as_ref().and_then(|file| self.take_row(file, &row));
+            self.sequence = self.sequence.wrapping_add(u32::from(at.is_some()));
+            rows.push(at.map(|at| (at, row)));
+        }
+        Claim { file, rows }
+    }
+
+    fn take_row(&mut self, file: &OwnedFd, row: &Row) -> Option<usize> {
+        for _ in 0..ROWS {
+            let at = self.next;
+            self.next = (at + 1) % ROWS;
+            if self.kept.contains(&at) {
+                continue;
+            }
+            match set_lock(file, libc::F_WRLCK, at) {
+                Ok(()) => return write_row(file, at, row).is_ok().then_some(at),
+                Err(Errno::EAGAIN | Errno::EACCES) => {}
+                Err(_) => return None,
+            }
+        }
+        None
+    }
+
+    /// Waits for the end of whoever is at work in a row; whether that delivery succeeded.
+    pub fn wait_for(&self, at: usize, key: &Key) -> bool {
+        let Ok(file) = self.open() else { return false };
+        let lock = lock_of(libc::F_RDLCK, at);
+        while let Err(Errno::EINTR) = fcntl(&file, FcntlArg::F_OFD_SETLKW(&lock)) {}
+        read_row(&file, at).is_some_and(|row| row.done && row.key == *key)
+    }
+
+    /// Every time anew: locks belong to open files. In a directory of qmailq's: nothing but our own plain file
+    /// of one name will do.
+    fn open(&self) -> Result<OwnedFd, Errno> {
+        let flags = OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        let file = open(fd::path(&self.name), flags, Mode::empty())?;
+        let found = fstat(&file)?;
+        let plain = SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT == SFlag::S_IFREG;
+        if plain && found.st_nlink == 1 && found.st_uid == geteuid().as_raw() {
+            Ok(file)
+        } else {
+            Err(Errno::EPERM)
+        }
+    }
+}
+
+/// The rows of deliveries that leave together, locked while this lives.
+pub struct Claim {
+    file: Option<OwnedFd>,
+    rows: Vec<Option<(usize, Row)>>,
+}
+
+impl Claim {
+    /// The delivery of this index succeeded.
+    pub fn done(&self, index: usize) {
+        if let (Some(file), Some(Some((at, row)))) = (&self.file, self.rows.get(index)) {
+            let _ = write_row(file, *at, &Row { done: true, ..*row });
+        }
+    }
+}
+
+/// What every delivery of one message has in common in its key.
+pub struct Message {
+    number: u64,
+    digest: Sha256,
+}
+
+impl Message {
+    /// `path` as in the request, and the opened file. Its offset is not moved.
+    pub fn of(path: &[u8], file: impl AsFd, found: &FileStat) -> Message {
+        let name = path.rsplit(|b| *b == b'/').next().and_then(|name| std::str::from_utf8(name).ok());
+        let number = name.and_then(|name| name.parse().ok()).unwrap_or_default();
+        let mut head = [0; HEAD];
+        let length = pread(file, &mut head, 0).unwrap_or_default();
+        let mut digest = Sha256::new();
+        for value in [found.st_size, found.st_mtime, found.st_mtime_nsec, found.st_ctime, found.st_ctime_nsec]
+        {
+            digest.update(value.to_le_bytes());
+        }
+        field(&mut digest, path);
+        field(&mut digest, head.get(..length).unwrap_or_default());
+        Message { number, digest }
+    }
+
+    /// The delivery of this request.
+    pub fn delivery(&self, request: &Request) -> (u64, Key) {
+        let mut digest = self.digest.clone();
+        field(&mut digest, &request.sender);
+        field(&mut digest, &request.recipient);
+        let mut key = [0; KEY];
+        for (to, from) in key.iter_mut().zip(digest.finalize()) {
+            *to = from;
+        }
+        (self.number, key)
+    }
+}
+
+fn field(digest: &mut Sha256, bytes: &[u8]) {
+    digest.update(bytes.len().to_le_bytes());
+    digest.update(bytes);
+}
+
+fn is_there(number: u64) -> bool {
+    lstat(format!("{}/{number}", number % crate::queue::SPLIT).as_str()).is_ok()
+}
+
+fn offset(at: usize) -> libc::off_t {
+    libc::off_t::try_from(at * ROW).unwrap_or(libc::off_t::MAX)
+}
+
+fn read_row(file: &OwnedFd, at: usize) -> Option<Row> {
+    let mut bytes = [0; ROW];
+    let read = pread(file, &mut bytes, offset(at)).ok()?;
+    Row::decode(bytes.get(..read)?)
+}
+
+fn write_row(file: &OwnedFd, at: usize, row: &Row) -> Result<(), Errno> {
+    match pwrite(file, &row.encode(), offset(at))? {
+        ROW => Ok(()),
+        _ => Err(Errno::ENOSPC),
+    }
+}
+
+/// Of one row, or of the place behind the last.
+fn lock_of(kind: libc::c_int, at: usize) -> libc::flock {
+    libc::flock {
+        l_type: i16::try_from(kind).unwrap_or_default(),
+        l_whence: 0, // SEEK_SET
+        l_start: offset(at),
+        l_len: offset(1),
+        l_pid: 0,
+    }
+}
+
+fn set_lock(file: &OwnedFd, kind: libc::c_int, at: usize) -> Result<(), Errno> {
+    fcntl(file, FcntlArg::F_OFD_SETLK(&lock_of(kind, at))).map(|_| ())
+}
+
+fn is_locked(file: &OwnedFd, at: usize) -> bool {
+    let mut lock = lock_of(libc::F_WRLCK, at);
+    fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock)).is_ok() && i32::from(lock.l_type) != libc::F_UNLCK
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ledger(test: &str) -> Ledger {
+        let name = std::env::temp_dir().join(format!("ledger-{test}-{}", std::process::id()));
+        let _ = std::fs::remove_file(&name);
+        Ledger::prepare(name.to_str().unwrap().as_bytes().to_vec())
+    }
+
+    fn again(before: &Ledger) -> Ledger {
+        Ledger::prepare(before.name.clone())
+    }
+
+    fn states(ledger: &Ledger) -> Vec<Row> {
+        let file = ledger.open().unwrap();
+        (0..ROWS).filter_map(|at| read_row(&file, at)).collect()
+    }
+
+    fn remove(ledger: &Ledger) {
+        std::fs::remove_file(fd::path(&ledger.name)).unwrap();
+    }
+
+    const K1: Key = [1; KEY];
+    const K2: Key = [2; KEY];
+
+    #[test]
+    fn a_row_is_read_as_it_was_written_and_a_damaged_one_not_at_all() {
+        let row = Row { done: true, sequence: 7, number: 457, key: K1 };
+        let bytes = row.encode();
+        assert_eq!(Row::decode(&bytes), Some(row));
+        for at in 0..ROW {
+            let mut damaged = bytes;
+            damaged[at] ^= 1;
+            assert_eq!(Row::decode(&damaged), None, "byte {at}");
+        }
+        assert_eq!(Row::decode(&[0; ROW]), None);
+        assert_eq!(Row::decode(&bytes[..ROW - 1]), None);
+    }
+
+    #[test]
+    fn rows_are_used_in_turn_also_by_the_next_and_locked_ones_are_passed_over() {
+        let mut one = ledger("turn");
+        one.take_over();
+        let held = one.claim(&[(1, K1), (2, K2)]);
+        held.done(1);
+        one.give_up();
+        let mut two = again(&one);
+        two.take_over();
+        assert_eq!(two.next, 2);
+        two.next = 0;
+        let claim = two.claim(&[(3, K1)]);
+        assert_eq!(claim.rows[0].unwrap().0, 2);
+        assert_eq!(
+            states(&two).iter().map(|row| (row.done, row.number, row.sequence)).collect::<Vec<_>>(),
+            [(false, 1, 0), (true, 2, 1), (false, 3, 2)]
+        );
+        remove(&two);
+    }
+
+    #[test]
+    fn whoever_waits_learns_what_came_of_it() {
+        let mut ledger = ledger("wait");
+        ledger.take_over();
+        let claim = ledger.claim(&[(1, K1), (1, K2)]);
+        claim.done(0);
+        drop(claim);
+        assert!(ledger.wait_for(0, &K1));
+        assert!(!ledger.wait_for(0, &K2), "another delivery's row");
+        assert!(!ledger.wait_for(1, &K2), "it did not succeed");
+        remove(&ledger);
+    }
+
+    #[test]
+    fn a_file_that_is_not_ours_alone_is_not_used() {
+        let ledger = ledger("second-name");
+        let name = fd::path(&ledger.name).to_path_buf();
+        let second = name.with_extension("second");
+        std::fs::hard_link(&name, &second).unwrap();
+        assert!(ledger.open().is_err());
+        std::fs::remove_file(&name).unwrap();
+        std::os::unix::fs::symlink(&second, &name).unwrap();
+        assert!(ledger.open().is_err());
+        assert!(again(&ledger).claim(&[(1, K1)]).rows[0].is_none());
+        std::fs::remove_file(&second).unwrap();
+        remove(&ledger);
+    }
+
+    #[test]
+    fn the_key_tells_messages_senders_and_recipients_apart() {
+        let ledger = ledger("key");
+        let (file, found) = (ledger.open().unwrap(), lstat(fd::path(&ledger.name)).unwrap());
+        let request = |sender: &[u8], recipient: &[u8]| Request {
+            slot: 0,
+            path: b"20/457".to_vec(),
+            sender: sender.to_vec(),
+            recipient: recipient.to_vec(),
+            cut: false,
+        };
+        let message = Message::of(b"20/457", &file, &found);
+        let key = message.delivery(&request(b"a", b"bc"));
+        assert_eq!(key.0, 457);
+        assert_eq!(key, message.delivery(&request(b"a", b"bc")));
+        assert_ne!(key, message.delivery(&request(b"ab", b"c")));
+        let mut later = found;
+        later.st_ctime_nsec += 1;
+        assert_ne!(key, Message::of(b"20/457", &file, &later).delivery(&request(b"a", b"bc")));
+        pwrite(&file, b"x", 0).unwrap();
+        assert_ne!(key, Message::of(b"20/457", &file, &found).delivery(&request(b"a", b"bc")));
+        remove(&ledger);
+    }
+}
