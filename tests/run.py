@@ -152,7 +152,7 @@ def run_all(names):
     results = [] if names else [cargo_tests()]
     for result in results:
         show(*result)
-    slowest_first = {"test_load": 0, "test_kill": 1, "test_qmail_local": 2, "test_startup": 3}
+    slowest_first = {"test_load": 0, "test_crash_kills": 1, "test_qmail_local": 2, "test_startup": 3}
     files.sort(key=lambda f: slowest_first.get(f, 9))
     with ThreadPoolExecutor(JOBS) as pool:
         for result in pool.map(run_file, files):

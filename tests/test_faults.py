@@ -3,7 +3,7 @@
 For every program that reads a control file, for every directory of the queue and for every helper
 program: while the fault lasts the answer is 111, 4xx, Z or -ERR [SYS/TEMP], and nothing is accepted or
 delivered by half; afterwards the running system goes on by itself. A full disk is in test_faults_disk,
-damaged files are in test_faults_damage, killed daemons in test_kill.
+damaged files are in test_faults_damage, killed daemons in tests/crash/kills.py.
 """
 
 import contextlib
