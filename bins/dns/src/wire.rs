@@ -241,9 +241,9 @@ enum Authority {
 fn authority(message: &Message<[u8]>) -> Result<Authority, ParseError> {
     let mut found = Authority::Silent;
     for record in message.authority()? {
-        match record?.rtype() {
-            Rtype::SOA => return Ok(Authority::Denies),
-            Rtype::NS => found = Authority::Refers,
+        match (record?.rtype(), &found) {
+            (Rtype::SOA, _) => found = Authority::Denies,
+            (Rtype::NS, Authority::Silent) => found = Authority::Refers,
             _ => {}
         }
     }
@@ -440,6 +440,16 @@ mod tests {
         section.push((name("a.test"), TTL, rdata::Cname::new(name("b.test")))).unwrap();
         section.push((name("b.test"), TTL, rdata::Cname::new(name("a.test")))).unwrap();
         assert_eq!(parsed(&q, &section.finish()), Verdict::Useless);
+    }
+
+    #[test]
+    fn a_no_that_is_cut_behind_its_soa_is_none() {
+        let q = question("a.test", Kind::Mx);
+        for rcode in [Rcode::NXDOMAIN, Rcode::NOERROR] {
+            let mut cut = soa(answer(&q, rcode).authority());
+            cut[9] = 2; // two records of authority, of which one is here
+            assert_eq!(parsed(&q, &cut), Verdict::Useless);
+        }
     }
 
     #[test]
