@@ -882,6 +882,11 @@ class Mboxes(LocalCase):
                 self.delivers("did 1+0+0\n")
                 self.assertRegex(read(self.box), rb"\A" + before + self.record(self.QUOTED + b"\n\n") + rb"\Z", at)
 
+    def test_zeros_in_the_place_of_a_message_are_removed(self):
+        self.write("Mailbox", b"From x Thu Jan 01 00:00:00 1970\n\nold\n\n" + bytes(5000))
+        self.delivers("did 1+0+0\n")
+        self.assertRegex(read(self.box), rb"\AFrom x .*\n\nold\n\n" + self.record(self.QUOTED + b"\n\n") + rb"\Z")
+
     def test_a_tail_that_may_be_anybodys_is_kept(self):
         self.delivers("did 1+0+0\n")
         whole = read(self.box)

@@ -1,7 +1,7 @@
 //! mbox - appends a message to a mailbox file, durably (mbox(5))
 //!
-//! Under the lock: what an earlier, killed attempt of this very message left at the end is cut off; the
-//! message is appended; file and directory are synced; the path must still lead to the file. Any
+//! Under the lock: zeros at the end, and what an earlier, killed attempt of this very message left there, are cut
+//! off; the message is appended; file and directory are synced; the path must still lead to the file. Any
 //! failure cuts back to where the file ended before.
 #![forbid(unsafe_code)]
 
@@ -22,6 +22,9 @@ pub const LOCK_TIMEOUT: u32 = 30;
 
 /// One write is at least this long, the last one excepted.
 const CHUNK: usize = 64 * 1024;
+
+/// Zeros at the end of a mailbox that are looked at: more than any message leaves, and read in a moment.
+const ZEROS_MAX: i64 = 256 * 1024 * 1024;
 
 /// A mailbox that is replaced this often while we wait for it is being attacked or rotated in a loop.
 const OPEN_TRIES: u32 = 10;
@@ -173,6 +176,11 @@ impl<M: AsFd> Record<M> {
 pub fn deliver(path: &[u8], head: &Head, message: impl AsFd) -> Result<(), Failure> {
     let mailbox = Mailbox::open(path)?;
     let mut end = mailbox.size().map_err(Failure::Write)?;
+    let text = mailbox.text_end(end).map_err(Failure::Write)?;
+    if text < end {
+        ftruncate(&mailbox.file, text).map_err(Failure::Write)?;
+        end = text;
+    }
     if let Some(torn) = mailbox.torn_start(end, head, &message)? {
         ftruncate(&mailbox.file, torn).map_err(Failure::Write)?;
         end = torn;
@@ -270,6 +278,26 @@ impl Mailbox {
             [b'\n'] | [_, b'\n'] => b"\n",
             _ => b"\n\n",
         })
+    }
+
+    /// Where the file ends when the zeros at its end are left out: a power cut kept the length of an append and
+    /// not its bytes. They are no text, and not part of a mail, which ends with an empty line.
+    fn text_end(&self, end: i64) -> Result<i64, Errno> {
+        if !self.readable || !self.lock.is_held() {
+            return Ok(end);
+        }
+        let stop = (end - ZEROS_MAX).max(0);
+        let mut upper = end;
+        while upper > stop {
+            let lower = (upper - i64::try_from(CHUNK).unwrap_or(0)).max(stop);
+            let bytes = self.bytes(lower, usize::try_from(upper - lower).unwrap_or(0))?;
+            if let Some(last) = bytes.iter().rposition(|byte| *byte != 0) {
+                return Ok(lower + i64::try_from(last).unwrap_or(0) + 1);
+            }
+            upper = lower;
+        }
+        // No append is so long; or there has never been anything but zeros.
+        Ok(if stop == 0 { 0 } else { end })
     }
 
     /// Where the file's end turns into the torn beginning of this very message: an attempt that was
@@ -531,6 +559,24 @@ mod tests {
                 assert_eq!(mailbox, [before, &record(&LATER, TEXT)].concat(), "torn at {cut}");
             }
         }
+    }
+
+    #[test]
+    fn zeros_at_the_end_are_replaced_with_what_is_torn_before_them() {
+        let other = record(&HEAD, b"Subject: other\n\ntext\n");
+        let whole = record(&HEAD, TEXT);
+        for torn in [b"".as_slice(), whole.get(..30).unwrap(), whole.get(..whole.len() - 3).unwrap()] {
+            for zeros in [1, 100, 3 * CHUNK] {
+                for before in [b"".as_slice(), &other] {
+                    let found = [before, torn, &vec![0; zeros]].concat();
+                    let wanted = [before, &record(&LATER, TEXT)].concat();
+                    assert_eq!(after("zeros", &found, &LATER, TEXT), wanted, "{zeros} zeros");
+                }
+            }
+        }
+        // Zeros with text behind them are somebody's.
+        let kept = [b"x\0\0y\n\n".as_slice(), &whole].concat();
+        assert_eq!(after("zeros", b"x\0\0y\n\n", &HEAD, TEXT), kept);
     }
 
     #[test]
