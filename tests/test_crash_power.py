@@ -6,8 +6,9 @@ import os
 import re
 import unittest
 
-from tests.crash import power, power_model, power_record, runner
+from tests.crash import power, power_after, power_disk, power_model, power_record, runner
 from tests.crash.power_lives import message
+from tests.harness import Daemon, wait_for
 from tests.queue_rig import commit_record
 
 STATES = 2000  # of each mutation at most: it is over when something has been lost
@@ -77,6 +78,23 @@ def judged(life, changes):
     return found
 
 
+def swept(combinations):
+    with power.tmpfs():
+        return power_after.sweep(combinations)
+
+
+def careless():
+    """Cuts of a system whose syncs do nothing."""
+    def start(home):
+        calls = "fsync,fdatasync,syncfs,sync_file_range"
+        home.daemon = Daemon(["strace", "-f", "--seccomp-bpf", "-D", "-o", "/dev/null", "-e", f"trace={calls}", "-e", f"inject={calls}:retval=0",
+                              home.file("bin/qmail-start"), "./Maildir/"], env=home.env, cwd="/", logfile=home.logfile)
+        home.daemon.wait_log(r"^status: local 0/")
+        wait_for(lambda: os.path.exists(home.file("run/queue")), "the socket")
+    with power.tmpfs():
+        return power_disk.try_cuts("careless", "ext4", 1, 2, start)
+
+
 @unittest.skipUnless(os.geteuid() == 0, "only root may trace processes that made themselves undumpable")
 class Judge(unittest.TestCase):
     def judged(self, life, *changes):
@@ -107,6 +125,16 @@ class Judge(unittest.TestCase):
             "short_deferral", (without, "queue/info/*/*"), (without, "queue/local/*/*"), (without, "queue/bounce/*"),
             (without, "queue/info/*/"), (without, "queue/local/*/"), (without, "queue/bounce/"))
         self.assertEqual(["lost" in wrong["posix"] for wrong in found], [True] * 6, found)
+
+    def test_what_a_sweep_leaves_is_seen(self):
+        with concurrent.futures.ProcessPoolExecutor(1) as pool:
+            self.assertEqual(pool.submit(swept, [{"mess"}, {"mess", "intd"}, {"intd"}, {"local"}, {"bounce"}, {"mess", "local"}]).result(),
+                             [{"mess", "local"}])
+
+    def test_a_system_that_does_not_sync_loses_mail_on_a_real_file_system(self):
+        with concurrent.futures.ProcessPoolExecutor(1) as pool:
+            [row] = pool.submit(careless).result()
+        self.assertIn("lost", row.wrong)
 
     def test_the_sample_finds_nothing(self):
         runner.sample(self, "power")

@@ -6,12 +6,13 @@ import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 
 from tests import harness
-from tests.crash import power_judge, power_lives, power_model, power_record
+from tests.crash import power_after, power_disk, power_judge, power_lives, power_model, power_record
 from tests.crash.power_judge import Message
 from tests.crash.report import Row
 from tests.harness import Home
@@ -161,16 +162,25 @@ def judge_record(title, reader, messages, seed, most, enough=lambda rows: False)
     keys = sorted(states, key=lambda key: not any("ext4" in models for models in points[key].values()))
     few = sum(any("ext4" in models for models in points[key].values()) for key in keys)
     keys[few:] = random.Random(seed).sample(keys[few:], min(len(keys) - few, max(0, most - few)))
-    bench = power_judge.Bench(judge)
+    left = {}  # what a sweep would find: rows of the models in which it was found
+    bench, again = power_judge.Bench(judge), power_after.Again()
     try:
         for first in range(0, len(keys), power_judge.BATCH):
             batch = keys[first:first + power_judge.BATCH]
             for key, outcome in zip(batch, bench.run([states[k] for k in batch])):
                 note(rows, judge, states[key], outcome, points[key])
+                second_delivery(rows, judge, again, states[key], outcome, points[key])
+                for names in outcome.left:
+                    left.setdefault(names, {}).update(dict.fromkeys(m for due in points[key].values() for m in due))
             if enough(rows):
                 break
     finally:
         bench.close()
+        shutil.rmtree(again.base)
+    if left and not any(row.wrong for row in rows.values()):
+        for names in power_after.sweep(left):
+            for model in left.get(names, rows):
+                rows[model].bad("left", f"still there days later: {sorted(names)}")
     if judge.kept:
         print(f"crash: power: {title}: {judge.kept} states had an old envelope beside a new message, kept aside", file=sys.stderr)
     return list(rows.values())
@@ -198,6 +208,19 @@ def own_mounts():
     subprocess.run(["mount", "--make-rprivate", "/"], check=True)
 
 
+def second_delivery(rows, judge, again, state, outcome, dues):
+    """What is ordered once more is delivered into the mbox that the cut left, by qmail-local."""
+    if "home/joe/Mailbox" not in state or not outcome.asked:
+        return
+    mails = [(judge.text[known], judge.messages[known].sender, recipient) for known, recipient in sorted(outcome.asked)]
+    mbox = again.deliver(state["home/joe/Mailbox"][1], mails)
+    whole = [m.text for m in judge.messages.values()] + [power_lives.EARLIER]
+    for kind, mail in [("half", mail) for mail in power_after.torn(mbox, whole)] + [
+            ("lost", known) for known, r in outcome.asked if not judge.in_box({"home/joe/Mailbox": (None, mbox)}, known, "joe/Mailbox", r)]:
+        for model in {m for models in dues.values() for m in models}:
+            rows[model].bad(kind, f"after the second delivery: {mail[:3000]!r}, before: {state['home/joe/Mailbox'][1][-900:]!r}")
+
+
 @contextlib.contextmanager
 def tmpfs():
     """Temporary files of this process lie in memory: thousands of states are built there, and nothing needs a disk."""
@@ -220,9 +243,20 @@ def describe(state):
 SAMPLE = ("direct", "short_bounce", "mailbox", "pop3")
 SAMPLE_STATES = 150
 STATES = 5000
+SAMPLE_CUTS = 3
+CUTS = 12
 
 
 def cases(sample, seed):
     for title, life in power_lives.TITLES.items():
         if not sample or life in SAMPLE:
             yield title, try_models, (title, seed, SAMPLE_STATES if sample else STATES)
+    for kind in power_disk.KINDS:
+        if not sample or kind == "ext4":
+            title = f"the whole system on {kind}, under load"
+            yield title, try_disk, (title, kind, seed, SAMPLE_CUTS if sample else CUTS)
+
+
+def try_disk(title, kind, seed, cuts):
+    with tmpfs():
+        return power_disk.try_cuts(title, kind, seed, cuts)

@@ -39,6 +39,13 @@ def token(content):
     return found[1].decode() if found else None
 
 
+@dataclasses.dataclass
+class Seen:
+    """A file of which only its content is known."""
+
+    content: bytes
+
+
 def writer(content):
     """The pid in the first line of a mess file."""
     return int(re.match(rb"Received: \(qmail (\d+) invoked", content)[1])
@@ -57,7 +64,7 @@ class Outcome:
     told: set = dataclasses.field(default_factory=set)  # (token, recipient): the sender heard of its failure
     wrong: list = dataclasses.field(default_factory=list)  # (kind, text)
     aside: list = dataclasses.field(default_factory=list)
-    left: dict = dataclasses.field(default_factory=dict)  # {canonical name: content}
+    left: set = dataclasses.field(default_factory=set)  # {frozenset of directories}: of one number, what is left where
 
 
 class Judge:
@@ -67,9 +74,12 @@ class Judge:
         self.messages = {m.token: m for m in messages}
         self.kept = 0  # times that an envelope was found beside another message of its number
         self.whole = collections.defaultdict(set)  # number: contents that mess had
+        self.text = {}  # token: the content of mess
         for step in reader.steps:
             if step[0] == "name" and step[2] and step[1].startswith("queue/mess/"):
                 self.whole[int(os.path.basename(step[1]))].add(step[2].content)
+        for contents in self.whole.values():
+            self.text.update((token(content), content) for content in contents if BOUNCE not in content)
         for path, file in reader.before.items():
             if path.startswith("queue/mess/"):
                 self.whole[int(os.path.basename(path))].add(file.content)
@@ -317,19 +327,24 @@ class Bench:
                 outcomes[index].aside.append((there, line))
 
     def take_left(self, outcomes):
-        """What is left is taken out of the queue, for the sweep."""
+        """What is left is taken out of the queue."""
+        found = {}
         for top in ("mess", "todo", "intd", "info", "local", "remote", "bounce"):
             for directory, _, names in os.walk(self.queue.file("queue/" + top)):
                 for name in names:
                     whole = os.path.join(directory, name)
                     number = name.partition(".")[0]
                     if number.isdigit() and int(number) in self.owners and number == name:
-                        index, there = self.owners[int(number)]
-                        with open(whole, "rb") as f:
-                            outcomes[index].left[here(os.path.relpath(whole, self.queue.path), there)] = f.read()
+                        found.setdefault(int(number), set()).add(top)
                     elif number.isdigit() and number == name:
                         raise AssertionError(f"{top}/{name} was left by a bounce")
                     os.unlink(whole)
+        for number, tops in found.items():
+            index, there = self.owners[number]
+            aside = any(there == kept for kept, _ in outcomes[index].aside)
+            # info without a message waits for it for 36 hours of one life of qmail-send, which nobody can make shorter.
+            if not aside and not ("info" in tops and "mess" not in tops):
+                outcomes[index].left.add(frozenset(tops))
 
 
 # What is not touched any more in this life: kept aside, or to be looked at again in two minutes, for ever.

@@ -16,11 +16,13 @@ import threading
 
 from tests import harness
 from tests.crash.power_judge import Message
+from tests.faults import left, nudge
 from tests.harness import Daemon, Home, wait_for
 
 SENDER = "ann@test.example"
 JOE = {"joe@test.example": "joe"}
 FAILS = {"joe-fail@test.example": "fails"}
+EARLIER = b"Subject: earlier\n\nhello\n"
 
 
 def prepare(home, life):
@@ -34,7 +36,7 @@ def prepare(home, life):
         for name in ("mess/20/43", "mess/21/44", "intd/44", "intd/45", "local/0/46", "bounce/46"):
             home.write("queue/" + name, f"rest of {name}\n")
     if life == "mailbox":
-        home.write("home/joe/Mailbox", "From a@b Thu Jan  1 00:00:00 2026\nSubject: earlier\n\nhello\n\n", 0o600)
+        home.write("home/joe/Mailbox", b"From a@b Thu Jan  1 00:00:00 2026\n" + EARLIER + b"\n", 0o600)
     if life == "pop3":
         for n in (1, 2, 3):
             home.write(f"home/joe/Maildir/new/170000000{n}.M1P1Q1.here", message(f"mail{n}").text, 0o600)
@@ -128,8 +130,7 @@ def short_deferral(home):
     inject(home, handed_in)
     wait_for(lambda: not os.listdir(home.file("queue/todo")) and home.log().count("deferral: ") == 1, "the change of way")
     home.write("run/go", "")
-    home.daemon.process.send_signal(signal.SIGALRM)
-    home.wait_empty()
+    wait_for(lambda: nudge(home) or not left(home), "the queue to be empty")
     return [handed_in]
 
 
@@ -165,8 +166,7 @@ def stopped_halfway(home):
     home.daemon.stop(signal.SIGKILL)
     home.write("run/go", "")
     home.start()
-    home.daemon.process.send_signal(signal.SIGALRM)
-    home.wait_empty()
+    wait_for(lambda: nudge(home) or not left(home), "the queue to be empty")
     return [handed_in]
 
 
