@@ -30,6 +30,7 @@ def prepare(home, life):
     home.dotqmail(".qmail-fail", "|exit 100\n")
     home.dotqmail(".qmail-n-default", "./Maildir/\n")
     home.dotqmail(".qmail-box", "./Mailbox\n")
+    home.dotqmail(".qmail-new", "./Newbox\n")
     home.dotqmail(".qmail-to", "&ann@test.example\n")
     home.dotqmail(".qmail-later", f"|test -e {home.file('run/go')} || exit 111\n./Maildir/\n")
     if life == "rests":
@@ -171,8 +172,9 @@ def stopped_halfway(home):
 
 
 def mailbox(home):
-    """mbox, two messages"""
-    return through(home, message("one", {"joe-box@test.example": "joe/Mailbox"}), message("two", {"joe-box@test.example": "joe/Mailbox"}))
+    """mbox, two messages and a new one"""
+    return through(home, message("one", {"joe-box@test.example": "joe/Mailbox"}), message("two", {"joe-box@test.example": "joe/Mailbox"}),
+                   message("three", {"joe-new@test.example": "joe/Newbox"}))
 
 
 def forward(home):
