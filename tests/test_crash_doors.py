@@ -3,9 +3,11 @@
 import os
 import shutil
 import unittest
+import unittest.mock
 
-from tests import harness
+from tests import harness, queue_rig
 from tests.crash import doors_bodies, doors_local, doors_pipes, doors_smtp, runner
+from tests.dnsserver import NXDOMAIN
 
 
 class Doors(unittest.TestCase):
@@ -52,6 +54,16 @@ class Doors(unittest.TestCase):
         for answer in (r"printf '\377'; cat", r"printf '\377\0Dno\n\0'"):
             [row] = doors_pipes.to_spawner(self.script(answer + "\n"), (), 2, 1, True)
             self.assertTrue(row.wrong.get("code"), row)
+
+    def test_reports_that_qmail_send_hears_otherwise_are_seen(self):
+        say = queue_rig.Sender.say
+        with unittest.mock.patch.object(queue_rig.Sender, "say", lambda self, way, raw: say(self, way, raw.replace(b"Kdone", b"Ddone"))):
+            [row] = doors_pipes.to_send("remote", 2, 1)
+        self.assertTrue(row.wrong.get("code"), row)
+
+    def test_a_resolver_that_takes_a_no_for_granted_is_seen(self):
+        [row] = doors_pipes.dns({"an honest no": lambda q: [q.answer(rcode=NXDOMAIN)]})
+        self.assertTrue(row.wrong.get("code"), row)
 
     def test_the_models_of_pipes(self):
         self.assertEqual(doors_pipes.spawner_model(b"\0a\0b\0c\0\1\0\0\0\2a\0b"), [0, 1])

@@ -23,6 +23,14 @@ class Hosts(unittest.TestCase):
             [row] = hosts.wrong_at("end of data", True, fakes.path)
             self.assertGreaterEqual(len(row.wrong[kind]), row.tried, name)
 
+    def test_who_believes_it_is_seen_in_the_whole_chain_too(self):
+        fakes = spawners.Fakes()
+        self.addCleanup(fakes.remove)
+        for says, kind in ((r"for r; do printf 'r\0'; done; printf 'Kdone\n\0'", "lost"), (r"for r; do printf 'h\0'; done; printf 'Dno\n\0'", "code")):
+            fakes.script("qmail-remote", "shift 2; " + says)
+            [row] = hosts.chain(True, 8, fakes.path)
+            self.assertTrue(row.wrong.get(kind), row)
+
     def test_a_strict_reading_is_strict(self):
         for data, wanted in ((b"250 ok\r\n", (250, b"")), (b"250-a\r\n250 b\nx", (250, b"x")), (b"354\r\n", (354, b"")),
                              (b"250-a\r\n251 b\r\n", (None, b"")), (b"250ok\r\n", (None, b"")), (b"650 x\r\n", (None, b"")), (b"250 ok", (None, b""))):

@@ -19,7 +19,7 @@ def cases(sample, seed):
         yield "to qmail-rspawn", doors_pipes.to_spawner, ("qmail-rspawn", (), 5, seed, True)
         yield "to qmail-send", doors_pipes.to_send, ("remote", 2, seed)
         return
-    yield "DNS", doors_pipes.dns, (1,)  # it mostly waits: others run beside it
+    yield "DNS", doors_pipes.dns, ()  # it mostly waits: others run beside it
     yield "DNS, much", doors_pipes.dns_much, ()
     for part in range(6):
         yield f"bodies out {part}", doors_bodies.out, (part, 6)
@@ -32,6 +32,7 @@ def cases(sample, seed):
     yield "floods", doors_smtp.floods, (1 << 20,)
     for door in ("direct", "socket"):
         yield f"envelopes, {door}", doors_pipes.envelopes, (door, 6)
+    yield "run/queue", doors_pipes.hellos, ()
     yield "POP3 orders", doors_local.pop3_orders, (4,)
     yield "POP3 numbers", doors_local.pop3_numbers, (3,)
     yield "POP3 ends", doors_local.pop3_ends, ()

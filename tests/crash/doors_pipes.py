@@ -4,6 +4,7 @@ import concurrent.futures
 import os
 import random
 import re
+import socket
 import struct
 import subprocess
 
@@ -67,6 +68,50 @@ def envelopes(door, longest, program="qmail-queue"):
             for directory, _, names in os.walk(home.file("queue", top)):
                 for name in set(names) - numbers:
                     row.bad("left", os.path.join(directory, name))
+    return [row]
+
+
+# -- the socket run/queue
+
+def hellos(step=1):
+    """Every first byte with up to four descriptors: one request is served, "1" with two; nothing else leaves a trace."""
+    in_memory()
+    row = Row("qmail-queued, run/queue", "every first byte with 0 to 4 descriptors")
+    message, envelope = b"Subject: x\n\nx\n", b"F\0Tr@h\0\0"
+    with harness.Home(users={}) as home, Daemon(["qmail-queued"], env=home.env, cwd="/") as daemon:
+        wait_for(lambda: os.path.exists(home.file("run/queue")), "the socket run/queue")
+        descriptors = f"/proc/{daemon.pid}/fd"
+        before = len(os.listdir(descriptors))
+        files = []
+        for content in (message, envelope, b"", b""):
+            files.append(os.memfd_create("x"))
+            os.write(files[-1], content)
+        try:
+            good = 0
+            for first in [*range(0, 256, step), ord("1")]:
+                for count in range(5):
+                    row.tried += 1
+                    for fd in files:
+                        os.lseek(fd, 0, os.SEEK_SET)
+                    with socket.socket(socket.AF_UNIX) as s:
+                        s.settimeout(2 * harness.TIMEOUT)
+                        s.connect(home.file("run/queue"))
+                        try:
+                            socket.send_fds(s, [bytes([first])], files[:count])
+                            answer = s.recv(1)
+                        except (BrokenPipeError, ConnectionResetError):
+                            answer = b""
+                    served = first == ord("1") and count == 2
+                    good += served
+                    if (answer == b"\0") != served:
+                        row.bad("code", f"{bytes([first])!r} with {count} descriptors: {answer!r}")
+            wait_for(lambda: len(harness.family(daemon.pid)) == 1, "children to end")
+            if len(os.listdir(home.file("queue/todo"))) != good:
+                row.bad("half", f"{good} served, {os.listdir(home.file('queue/todo'))}")
+            wait_for(lambda: len(os.listdir(descriptors)) == before, "what was passed to be closed")
+        finally:
+            for fd in files:
+                os.close(fd)
     return [row]
 
 
@@ -275,7 +320,7 @@ def answers():
     return found
 
 
-def dns(kinds):
+def dns(trials=None):
     """None of these is a reason to give up a message."""
     in_memory()
     row = Row("qmail-remote, DNS", "answers that are none, one after the other")
@@ -286,7 +331,7 @@ def dns(kinds):
                 result = home.run(["qmail-remote", "a.test", "s@test.example", "r@a.test"], b"x\n", {"DNSCACHEIP": server.address}, timeout=6 * harness.TIMEOUT)
             return what, result
         with concurrent.futures.ThreadPoolExecutor(100) as pool:
-            for what, result in pool.map(one, list(answers().items())[::kinds]):
+            for what, result in pool.map(one, (trials or answers()).items()):
                 row.tried += 1
                 if result.code != 0 or result.err or not result.out.startswith(b"Z"):
                     row.bad("code", f"{what}: {result}")

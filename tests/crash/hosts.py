@@ -442,8 +442,8 @@ def beside(count):
     return [row]
 
 
-def chain(sample, step):
-    """From the queue to the bounce, and again when the hosts have come to reason."""
+def chain(sample, step, path=None):
+    """From the queue to the bounce, and again when the hosts have come to reason. `path`: in front of PATH."""
     row = Row("the whole chain: queue, bounce, log, and the next try", "wrong answer at any stage")
     every = []
     for stage in STAGES[:-1]:
@@ -456,39 +456,39 @@ def chain(sample, step):
         home.control("smtproutes", hosts.routes())
         home.control("concurrencyremote", "40\n")
         home.control("timeoutremote", f"{4 * harness.TIMEOUT}\n")
-        home.start()
+        home.start(env={"PATH": f"{path}:{home.env['PATH']}"} if path else None)
         for point in every:
             if home.inject(BODY, "joe@test.example", point.recipients).code:
                 raise AssertionError("not injected")
-        done = r"^delivery \d+: (?:success|failure|deferral): "
         wanted = {p: p.verdicts() for p in every}
 
-        def once():
-            return len(re.findall(done, home.log(), re.M)) >= 3 * len(every) + bounces
-        bounces = sum("D" in letters for letters in wanted.values())  # each is a local delivery
-        harness.wait_for(once, "every recipient to be tried", 4 * harness.TIMEOUT)
-        bounced = set()
-        for text in home.messages():
-            # A bounce's own paragraphs: what stands behind is the copy of the message.
-            bounced |= set(re.findall(rb"^<(r\d@h\d+\.test)>:$", text.partition(b"--- Below this line")[0], re.M))
+        def tried():
+            log = home.log()
+            begun = re.findall(r"^starting delivery (\d+): msg \d+ to remote ", log, re.M)
+            return len(begun) >= 3 * len(every) and set(begun) <= set(re.findall(r"^delivery (\d+): ", log, re.M))
+        harness.wait_for(tried, "every recipient to be tried", 4 * harness.TIMEOUT)
         for point, letters in wanted.items():
             row.tried += 1
             for recipient, letter in zip(point.recipients, letters):
-                told, held = recipient.encode() in bounced, any(recipient in r for r, _ in point.taken)
-                if told != (letter == "D"):
-                    row.bad("code", f"{point}: {recipient}: {'bounced' if told else 'not bounced'}")
+                held = any(recipient in r for r, _ in point.taken)
                 if held != (letter == "K"):
                     row.bad("code", f"{point}: {recipient}: {letter}, and the host {'took' if held else 'did not take'} it")
-        if odd := re.findall(r"^.*[^\n -~].*$", home.log(), re.M):
-            row.bad("stray", f"in the log: {odd[:3]}")
         for point in every:
             point.healed = True
         home.daemon.process.send_signal(signal.SIGALRM)
         home.wait_empty(4 * harness.TIMEOUT)
+        bounced = set()
+        for text in home.messages():
+            # A bounce's own paragraphs: what stands behind is the copy of the message.
+            bounced |= set(re.findall(rb"^<(r\d@h\d+\.test)>:$", text.partition(b"--- Below this line")[0], re.M))
+        if odd := re.findall(r"^.*[^\n -~].*$", home.log(), re.M):
+            row.bad("stray", f"in the log: {odd[:3]}")
         for point, letters in wanted.items():
             for recipient, letter in zip(point.recipients, letters):
-                copies = sum(recipient in r for r, _ in point.taken)
-                if letter != "D" and not copies:
+                copies, told = sum(recipient in r for r, _ in point.taken), recipient.encode() in bounced
+                if told != (letter == "D"):
+                    row.bad("code", f"{point}: {recipient}: {letter}, and {'bounced' if told else 'not bounced'}")
+                if not copies and not told:
                     row.bad("lost", f"{point}: {recipient} has nothing, and the queue is empty")
                 row.extra += max(0, copies - 1)
             if any(body != as_received(body) for _, body in point.taken):
