@@ -205,6 +205,9 @@ fn read_sections(message: &Message<[u8]>, question: &Question) -> Result<Verdict
     let records: Vec<Data> =
         found.into_iter().filter(|(owner, _)| is(&name, owner, question)).map(|(_, data)| data).collect();
     let authority = authority(message)?; // also read where it is not needed: what is cut is not believed
+    if !is_whole(message)? {
+        return Ok(Verdict::Useless);
+    }
     let authentic = header.ad();
     Ok(match (records.is_empty(), denied) {
         (false, false) => Verdict::Records { records, authentic },
@@ -248,6 +251,16 @@ fn authority(message: &Message<[u8]>) -> Result<Authority, ParseError> {
         }
     }
     Ok(found)
+}
+
+/// Whether the message ends where its counts say. Records that they do not count may be the very ones that
+/// were asked for: such a server must not make us believe that there are none.
+fn is_whole(message: &Message<[u8]>) -> Result<bool, ParseError> {
+    let mut last = message.additional()?;
+    for record in last.by_ref() {
+        record?;
+    }
+    Ok(last.pos() == message.as_slice().len())
 }
 
 /// None for a record whose names cannot be written as names (a dot or NUL inside a label).
@@ -411,6 +424,19 @@ mod tests {
             .push((name("a.test"), TTL, rdata::Txt::<Vec<u8>>::build_from_slice(&b"x".repeat(300)).unwrap()))
             .unwrap();
         assert_eq!(parsed(&q, &section.finish()), records(vec![Data::Txt(b"x".repeat(300))]));
+    }
+
+    #[test]
+    fn an_answer_with_more_in_it_than_it_counts_is_of_no_use() {
+        let q = question("a.test", Kind::A);
+        let mut section = answer(&q, Rcode::NOERROR);
+        section.push((name("a.test"), TTL, a(1))).unwrap();
+        let mut bytes = section.finish();
+        bytes.push(0);
+        assert_eq!(parsed(&q, &bytes), Verdict::Useless);
+        bytes.pop();
+        bytes[7] = 0; // no answers, it says
+        assert_eq!(parsed(&q, &bytes), Verdict::Useless);
     }
 
     #[test]
