@@ -8,7 +8,7 @@ import time
 
 from tests import harness
 
-MEMORY_MAX = 16 * 1024  # KiB of any process, whatever it is sent: a message or a mailbox is never held whole
+MEMORY_MAX = 8 * 1024  # KiB of any process, whatever it is sent: a message or a mailbox is never held whole
 
 
 def in_memory():
