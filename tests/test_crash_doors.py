@@ -31,6 +31,7 @@ class Doors(unittest.TestCase):
         self.assertTrue(any(row.wrong.get("stray") for row in rows), rows)
         self.assertTrue(any(row.wrong.get("code") for row in rows), rows)
 
+    @unittest.skipUnless(doors_bodies.has_sink(), "smtp-sink is neither installed nor unpacked (scripts/test-packages)")
     def test_a_client_that_alters_a_body_or_keeps_it_is_seen(self):
         rows = doors_bodies.out(0, 1, 1000, self.script(f"""tr x y | {harness.program("qmail-remote")} "$@"\n"""))
         self.assertTrue(any(row.wrong.get("half") for row in rows), rows)
