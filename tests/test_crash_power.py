@@ -87,8 +87,9 @@ def careless():
     """Cuts of a system whose syncs do nothing."""
     def start(home):
         calls = "fsync,fdatasync,syncfs,sync_file_range"
-        home.daemon = Daemon(["strace", "-f", "--seccomp-bpf", "-D", "-o", "/dev/null", "-e", f"trace={calls}", "-e", f"inject={calls}:retval=0",
-                              home.file("bin/qmail-start"), "./Maildir/"], env=home.env, cwd="/", logfile=home.logfile)
+        argv = ["strace", "-f", "--seccomp-bpf", "-D", "-o", "/dev/null", "-e", f"trace={calls}", "-e", f"inject={calls}:retval=0",
+                home.file("bin/qmail-start"), "./Maildir/"]
+        home.daemon = Daemon(argv, env=home.env, cwd="/", logfile=home.logfile)
         home.daemon.wait_log(r"^status: local 0/")
         wait_for(lambda: os.path.exists(home.file("run/queue")), "the socket")
     with power.tmpfs():

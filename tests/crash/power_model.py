@@ -18,8 +18,8 @@ MODELS = ("posix", "ext4", "btrfs")
 # Names that nobody reads at a start: whether they are there changes nothing but what is swept.
 UNREAD = re.compile(r"queue/pid/|home/\w+/Maildir/tmp/")
 
-LIMIT = 768  # states tried behind one step: all if there are no more
-SAMPLE = 96  # if there are: the single ones, their complements, the beginnings, and so many at random
+LIMIT = 384  # states tried behind one step: all if there are no more
+SAMPLE = 48  # if there are: the single ones, their complements, the beginnings, and so many at random
 
 
 def apply(content, operation, how="whole"):

@@ -5,7 +5,8 @@ A record is a list of steps, in the order in which the calls ended:
     ("name", path, file or None, pid)     a name leads to this file from now on, or to none
     ("rename", old, new, file)            both at once, where the file system does that
     ("write", file, offset, bytes, pid)   ("cut", file, length)
-    ("sync", file, directory, several directories, or None for all, since)   durable is what ended before step number `since`: before the sync began
+    ("sync", what, since)                 a file, a directory, several directories, or None for everything: durable is
+                                          what ended before step number `since`: before the sync began
     ("ack", program, pid, arguments)      a promise: the process ended with 0; or program is 250, +OK: it wrote that
 
 Files are `File`, numbered as they come up; directories are paths. Paths are relative to the home; of interest are
