@@ -271,7 +271,7 @@ def describe(state):
 
 SAMPLE = ("direct", "short_bounce", "mailbox", "pop3")
 SAMPLE_STATES = 150
-STATES = 2000
+STATES = 5000
 SAMPLE_CUTS = 3
 CUTS = 12
 
