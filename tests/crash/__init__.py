@@ -19,6 +19,7 @@ parts: PARTS below. The rows and what is wrong in them: report.py. Who runs them
 PARTS = (
     "power",
     "kills",
+    "damage",
     "hosts",
     "doors",
 )

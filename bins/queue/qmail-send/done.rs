@@ -230,7 +230,10 @@ fn outlook(desk: &Desk, number: Number) -> Option<Outlook> {
     match file_stat(&name) {
         Ok(None) => Some(Outlook::End),
         // Created, and then nothing could be written to it.
-        Ok(Some(file)) if file.st_size == 0 && remove(&name).is_ok() => Some(Outlook::End),
+        Ok(Some(file)) if file.st_size == 0 && remove(&name).is_ok() => {
+            desk.log.line(format!("warning: {name} was empty: removing it"));
+            Some(Outlook::End)
+        }
         Ok(Some(_)) => Some(Outlook::Bounce),
         Err(_) => {
             desk.log.line(format!("warning: unable to stat {name}"));

@@ -472,9 +472,8 @@ fn finish_without_message(desk: &mut Desk, number: Number) {
             }
         }
     }
-    if !desk.unproven.contains(&number) {
-        desk.log.line(format!("warning: no message beside {}: removing it", queue::todo_path(number)));
-    }
+    // It ended before a power cut brought the name back; or damage took it, which should be known.
+    desk.log.line(format!("warning: no message beside {}: removing it", queue::todo_path(number)));
     if let Err(what) = remove_traces(number) {
         desk.log.line(format!("warning: {what}"));
         return;
