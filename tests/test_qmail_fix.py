@@ -428,5 +428,82 @@ class Start(Case):
             self.assertEqual(self.delivered(queue), {(A, b"Subject: x\n\nhi\n"): 1})
 
 
+@unittest.skipUnless(os.geteuid() == 0, "only root works among others' files")
+class SystemHome(Case):
+    """Root, in directories of which each belongs to an account that may have put anything there."""
+
+    ROLES = {"alias": 7790, "qmaild": 7791, "qmaill": 7792, "root": 0, "qmailp": 7793, "qmailq": 7794, "qmailr": 7795, "qmails": 7796}
+
+    def make(self):
+        queue = super().make()
+        ids = "".join(f"{role}:{uid}:{0 if role == 'root' else 2107}\n" for role, uid in self.ROLES.items())
+        queue.write("users/ids", ids)
+        for directory, names, files in os.walk(queue.path):
+            for name in [directory, *(os.path.join(directory, n) for n in files)]:
+                top = os.path.relpath(name, queue.file("queue")).split("/")[0]
+                role = {"mess": "qmailq", "todo": "qmailq", "intd": "qmailq", "pid": "qmailq", "lock": "qmailq", "info": "qmails",
+                        "local": "qmails", "remote": "qmails", "bounce": "qmails"}.get(top, "root")
+                if name.endswith(("sendmutex", "trigger")):
+                    role = "qmails"
+                os.lchown(name, self.ROLES[role], 2107)
+        os.chown(queue.file("queue/lock/tcpto"), self.ROLES["qmailr"], 2107)
+        return queue
+
+    def message(self, queue, **more):
+        number = queue.preprocessed(S, **more)
+        for kind in ("mess", "info", "local", "remote"):
+            if queue.there(split(kind, number)):
+                os.chown(queue.file("queue/" + split(kind, number)), self.ROLES["qmailq" if kind == "mess" else "qmails"], 2107)
+        return number
+
+    def test_owners_and_numbers_are_mended_and_new_files_are_their_accounts(self):
+        queue = self.make()
+        self.assertEqual(self.fix(queue), [])
+        number = self.message(queue, local=[b"T" + A])
+        path = queue.file("queue/" + split("mess", number))
+        shutil.copyfile(path, path + "~")  # root's now, and with another inode
+        os.rename(path + "~", path)
+        inode = os.stat(path).st_ino
+        os.chown(queue.file("queue/" + split("info", number)), 0, 0)
+        os.chown(queue.file("queue/remote/4"), 0, 0)
+        os.unlink(queue.file("queue/lock/tcpto"))
+        lines = self.fix(queue, code=1)
+        self.assertIn("remote/4: belongs to uid 0 and not to 7796; -r mends that", lines)
+        self.fix(queue, "-r")
+        self.assertEqual(self.fix(queue), [])
+        for name, role in ((split("mess", inode), "qmailq"), (split("info", inode), "qmails"), ("remote/4", "qmails"),
+                           ("lock/tcpto", "qmailr")):
+            self.assertEqual(os.stat(queue.file("queue/" + name)).st_uid, self.ROLES[role], name)
+        write = queue.file("queue/" + split("mess", inode))
+        with open(write, "ab") as f:
+            f.write(b"more\n")
+        self.fix(queue, "-a", str(inode))
+        self.assertEqual(self.fix(queue), [])
+
+    def test_links_that_an_account_planted_lead_nowhere(self):
+        queue = self.make()
+        victim = queue.file("victim")
+        os.mkdir(victim)
+        secret = os.path.join(victim, "77")
+        with open(secret, "w") as f:
+            f.write("root's\n")
+        os.chmod(secret, 0o600)
+        number = self.message(queue, local=[b"T" + A])
+        os.rmdir(queue.file("queue/mess/3"))
+        os.symlink(victim, queue.file("queue/mess/3"))
+        os.symlink(secret, queue.file("queue/" + split("mess", 23 * 10**6)))
+        os.unlink(queue.file("queue/" + split("local", number)))
+        os.link(secret, queue.file("queue/" + split("local", number)))
+        os.unlink(queue.file("queue/lock/trigger"))
+        os.symlink(secret, queue.file("queue/lock/trigger"))
+        for args in ([], ["-r"], ["-a", str(number)], ["-a", "77"]):
+            result = harness.run(["qmail-fix", *args], env=queue.env)
+            self.assertIn(result.code, (0, 1, 111), result)
+            found = os.stat(secret)
+            self.assertEqual((found.st_uid, found.st_mode & 0o777, os.listdir(victim)), (0, 0o600, ["77"]), args)
+            with open(secret) as f:
+                self.assertEqual(f.read(), "root's\n")
+
+
 if __name__ == "__main__":
     unittest.main()

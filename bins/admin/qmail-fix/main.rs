@@ -87,14 +87,18 @@ fn fix(args: Args) -> Result<(), Trouble> {
         put(&mut out, &fixer.accept(number)?)?;
         return out.flush().map_err(|errno| Trouble::unable("write to", "standard output", errno));
     }
-    if let Some((_mutex, mut before)) = mutex {
-        before.extend(fixer.check_messages()?);
-        fixer.mend()?;
-        for problem in before.iter().filter(|problem| matches!(problem.mend, Mend::Fix(_))) {
-            put(&mut out, &problem.mended())?;
+    let before = match &mutex {
+        Some((_, before)) => {
+            let before = [before.clone(), fixer.check_messages()?].concat();
+            fixer.mend()?;
+            before
         }
-    }
+        None => Vec::new(),
+    };
     let problems = fixer.check()?;
+    for problem in before.iter().filter(|p| matches!(p.mend, Mend::Fix(_)) && !problems.contains(p)) {
+        put(&mut out, &problem.mended())?;
+    }
     for problem in &problems {
         put(&mut out, &problem.line())?;
     }
@@ -321,10 +325,7 @@ impl Fixer<'_> {
         let twin = twin.and_then(|twin| self.queue.stat(twin).ok().flatten());
         let names = if twin.is_some_and(|twin| twin.st_ino == found.st_ino) { 2 } else { 1 };
         if found.st_nlink != names {
-            return Err(Trouble::temporary(format!(
-                "{} has another name: refusing to change its owner",
-                piece.path()
-            )));
+            return Ok(()); // it stays in the list
         }
         structure::mend_owner(&file, self.ids, piece.kind.role(), piece.kind.mode()).map_err(unable)
     }
