@@ -249,6 +249,17 @@ class Commands(Maildir):
         self.assertEqual(self.names("new"), ["1700000001.1.h"])
 
 
+    def test_who_left_before_the_answers_came_loses_nothing(self):
+        self.put("new/1700000001.1.h")
+        r, w = os.pipe()
+        os.close(r)
+        try:
+            harness.run([*DROP, harness.program("qmail-pop3d"), "Maildir"], b"RETR 1\r\nDELE 1\r\nQUIT\r\n", cwd=self.base, fds={1: w})
+        finally:
+            os.close(w)
+        self.assertEqual(self.names("new"), ["1700000001.1.h"])
+
+
 class WhatIsThere(Maildir):
     def uids(self):
         line = self.open()

@@ -94,6 +94,8 @@ impl<O: Sink> Session<'_, O> {
                 )?;
             }
             (Verb::Quit, _) => {
+                // Nothing goes before what was said about it: the client may have asked for all of it at once.
+                self.answers.flush()?;
                 if self.maildrop.update() {
                     self.answers.ok("")?;
                 } else {
