@@ -19,6 +19,7 @@ use nix::sys::signal::Signal;
 use nix::sys::stat::{FileStat, SFlag, fstat};
 use nix::unistd::{Pid, Uid};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::Duration;
 
 /// Reports that wait for a slow reader: beyond this no new requests are read. What runs may still add
 /// one report a slot.
@@ -29,6 +30,9 @@ const READ_SIZE: usize = 4096;
 const BEFORE: &[u8] = b"Kdelivered before a restart\n";
 /// One read of requests: all that a pipe holds, so that what was written together is read together.
 const REQUESTS_SIZE: usize = 64 * 1024;
+
+/// Before reports are written again, behind a trouble of the system (a pipe may want memory).
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// What makes a spawner local or remote.
 pub trait Delivery {
@@ -230,6 +234,10 @@ impl<D: Delivery> Spawner<'_, D> {
             match nix::unistd::write(fd::OUT, piece) {
                 Ok(n) => drop(self.waiting.drain(..n)),
                 Err(Errno::EINTR | Errno::EAGAIN) => {}
+                // The reader is there, and waits for every report: it is tried until it goes.
+                Err(errno) if errno != Errno::EPIPE && self.more_requests => {
+                    let _ = signal::wait(&mut [], Some(PAUSE));
+                }
                 Err(_) => self.lose_reader(),
             }
         }
