@@ -206,7 +206,10 @@ class Daemon:
 
     def __init__(self, argv, env=None, cwd=None, stdin=subprocess.DEVNULL, logfile=None, own_group=False):
         self.own = logfile is None
-        self.logfile = logfile or tempfile.mkstemp(prefix="qmail-log-")[1]
+        self.logfile = logfile
+        if self.own:
+            descriptor, self.logfile = tempfile.mkstemp(prefix="qmail-log-")
+            os.close(descriptor)
         self.argv = [program(argv[0])] + list(argv[1:])
         with open(self.logfile, "ab") as out:
             self.process = subprocess.Popen(self.argv, env=env, cwd=cwd, stdin=stdin, stdout=out, stderr=out,
