@@ -36,9 +36,9 @@ class Nsd:
     """An authoritative server on loopback. zones: {name: records in zone file syntax}; names outside
     are REFUSED. SOA and NS are added. A zone whose text is None is configured without its file: SERVFAIL."""
 
-    def __init__(self, zones, host="127.0.0.1"):
+    def __init__(self, zones, host="127.0.0.1", port=None):
         self.base = tempfile.mkdtemp(prefix="qmail-nsd-")
-        self.host, self.port = host, free_port(host)
+        self.host, self.port = host, port or free_port(host)
         conf = [
             "server:", f"  ip-address: {host}@{self.port}", '  username: ""', '  chroot: ""', f'  zonesdir: "{self.base}"',
             f'  pidfile: "{self.base}/pid"', '  database: ""', f'  zonelistfile: "{self.base}/zonelist"',
