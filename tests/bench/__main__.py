@@ -1,4 +1,5 @@
 """python3 -m tests.bench [--quick | --tiny] [--only SYSTEM,SYSTEM] [--unpacked] [--json FILE] [NAME ...]
+python3 -m tests.bench --show FILE
 
 Runs the measurements named (all, if none is), prints their tables and what of the limits is reached, and exits 1 when a
 limit that `make bench` promises today (injection and idle) is missed.
@@ -7,6 +8,7 @@ As root they run in mount, process and network namespaces of their own (tests/sa
 with a journal, and before other work of the machine; others measure where they are and say so, and the
 workloads beside the peers (tests/bench/work.py) are not for them. --only ours leaves the peers out, --unpacked
 takes those that scripts/bench-peers has made and makes no more.
+--show prints the tables of a file that --json wrote, also of a run that was broken off.
 """
 
 import argparse
@@ -27,22 +29,29 @@ NICE = -15  # all that is measured alike
 
 
 def beside(names, scale, only, out):
-    """The workloads of work.py."""
+    """The workloads of work.py; what is measured is in the file behind each of them."""
     with ground.compiled() as load, ground.journaled(ground.IMAGE_MIB if scale == "tiny" else ground.LARGE_MIB) as (disk, words):
         os.chown(disk, 0, 0)
+        result = {"machine": ground.machine(), "disk": words, "versions": table.versions(), "scale": work.SCALES[scale]}
         with work.Bench(disk, ground.device(disk), load, scale, only).around() as bench:
             for name in names:
                 bench.run(name, *work.WORK[name])
-        found = table.Found(bench.rows)
-        lines = table.limits(found, bench.scale)
-        print(f"\n{words}\nof {ground.machine()}\nbeside a load of {os.getloadavg()[2]:.1f} (15 minutes)\n{table.versions()}\n")
-        print(table.show(found))
-        print(table.show_limits(lines))
-        if out:
-            with open(out, "w") as f:
-                json.dump({"machine": ground.machine(), "disk": words, "versions": table.versions(), "scale": bench.scale,
-                           "rows": bench.rows, "limits": [{"what": w, "reached": r, "words": t} for w, r, t in lines]}, f, indent=1)
-        return found.troubles
+                lines = table.limits(table.Found(bench.rows), bench.scale)
+                result |= {"load": os.getloadavg()[2], "rows": bench.rows,
+                           "limits": [{"what": what, "reached": reached, "words": words} for what, reached, words in lines]}
+                if out:
+                    with open(out, "w") as f:
+                        json.dump(result, f, indent=1)
+        return show(result)
+
+
+def show(result):
+    """Prints the tables; what could not be measured."""
+    found = table.Found(result["rows"])
+    print(f"\n{result['disk']}\nof {result['machine']}\nbeside a load of {result['load']:.1f} (15 minutes)\n{result['versions']}\n")
+    print(table.show(found))
+    print(table.show_limits([(line["what"], line["reached"], line["words"]) for line in result["limits"]]))
+    return found.troubles
 
 
 def arguments(words):
@@ -51,6 +60,7 @@ def arguments(words):
     parser.add_argument("--tiny", dest="scale", action="store_const", const="tiny")
     parser.add_argument("--only", type=lambda text: text.split(","), default=[])
     parser.add_argument("--unpacked", action="store_true")
+    parser.add_argument("--show", type=os.path.abspath)
     parser.add_argument("--json", type=os.path.abspath)
     parser.add_argument("names", nargs="*", metavar="NAME")
     given = parser.parse_args(words)
@@ -63,6 +73,9 @@ def arguments(words):
 
 def main(words):
     given, names = arguments(words)
+    if given.show:
+        with open(given.show) as f:
+            return 1 if show(json.load(f)) else 0
     if not os.path.exists(os.path.join(BIN, "qmail-queued")):
         sys.exit("bench: no programs to measure: run make")
     if os.geteuid() == 0 and not sandbox.here():
