@@ -43,7 +43,7 @@ class Nsd:
             "server:", f"  ip-address: {host}@{self.port}", '  username: ""', '  chroot: ""', f'  zonesdir: "{self.base}"',
             f'  pidfile: "{self.base}/pid"', '  database: ""', f'  zonelistfile: "{self.base}/zonelist"',
             f'  xfrdfile: "{self.base}/xfrd"', f'  xfrdir: "{self.base}"', "  server-count: 1", "  reuseport: no",
-            "  hide-version: yes", "remote-control:", "  control-enable: no",
+            "  hide-version: yes", "  rrl-ratelimit: 0", "remote-control:", "  control-enable: no",
         ]
         for number, (name, records) in enumerate(zones.items()):
             conf += ["zone:", f"  name: {name}", f"  zonefile: {number}.zone"]

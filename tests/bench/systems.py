@@ -279,9 +279,8 @@ class Ours(System):
         self.daemons[0].send_signal(signal.SIGALRM)
 
     def programs(self):
-        with open(os.path.join(ROOT, "bins", "MANIFEST")) as f:
-            names = [line.split()[1] for line in f if not line.startswith("#") and ">" not in line]
-        return [path for path in (f"/var/qmail/bin/{name}" for name in names) if not script(path)]
+        paths = [os.path.join("/var/qmail/bin", name) for name in sorted(os.listdir("/var/qmail/bin"))]
+        return [path for path in paths if not os.path.islink(path) and not script(path)]
 
     def stop(self):
         super().stop()

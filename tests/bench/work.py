@@ -68,7 +68,7 @@ class Sink:
 def zones():
     hosts = "\n".join(f"h{n} MX 10 h{n}\nh{n} A 127.0.1.{n}" for n in range(1, SINK_HOSTS + 1))
     return {"sink.example": f"@ MX 10 h1\n{hosts}\n", "defer.example": "@ MX 10 mx\nmx A 127.0.2.1\n",
-            systems.DOMAIN: "@ MX 10 mx\nmx A 127.0.0.1\n"}
+            systems.DOMAIN: "@ MX 10 mx\nmx A 127.0.0.1\n", "127.in-addr.arpa": "1.0.0 PTR localhost.\n", "localhost": "@ A 127.0.0.1\n"}
 
 
 class Bench:
