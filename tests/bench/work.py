@@ -28,7 +28,7 @@ SCALES = {
              "deferred": 20000, "burst": 20000, "fresh": 100, "backlog": 100000, "pop": 2000, "connections": 500, "starts": 300},
     "quick": {"patience": 300, "rounds": 1, "writers": (1, 10, 50), "sizes": (1024,), "messages": 300, "alone": 100, "recipients": 10000,
               "deferred": 1000, "burst": 2000, "fresh": 40, "backlog": 3000, "pop": 2000, "connections": 500, "starts": 50},
-    "tiny": {"patience": 60, "rounds": 1, "writers": (1, 5), "sizes": (1024,), "messages": 20, "alone": 5, "recipients": 150,
+    "tiny": {"patience": 150, "rounds": 1, "writers": (1, 5), "sizes": (1024,), "messages": 20, "alone": 5, "recipients": 150,
              "deferred": 20, "burst": 40, "fresh": 3, "backlog": 30, "pop": 20, "connections": 10, "starts": 2},
 }
 
