@@ -21,6 +21,7 @@ PARTS = (
     "power",
     "kills",
     "damage",
+    "disk",
     "hosts",
     "doors",
 )

@@ -38,6 +38,7 @@ class Sink:
 
     def __init__(self):
         self.counts, self.port, self.loop = collections.Counter(), None, asyncio.new_event_loop()
+        self.thought = THOUGHT
         self.slow = None  # seconds a byte, for hosts whose name begins with "slow"
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
@@ -70,7 +71,7 @@ class Sink:
             await self._say(writer, b"220 sink\r\n", False)
             while line := await reader.readline():
                 verb = line[:4].upper()
-                await asyncio.sleep(THOUGHT)
+                await asyncio.sleep(self.thought)
                 if verb == b"RCPT":
                     recipients.append(line[line.index(b"<") + 1:line.index(b">")].decode())
                     slow = slow or bool(self.slow) and "@slow" in recipients[-1]
@@ -119,22 +120,25 @@ def descendants():
 class Place:
     """Where homes of this process are made: by root a small ext4 with a journal, whose files can be made old."""
 
-    def __init__(self):
-        self.real = os.geteuid() == 0
+    def __init__(self, inodes=65536, memory=False):
+        self.real = os.geteuid() == 0 and not memory
         self.base = tempfile.mkdtemp(prefix="qmail-load-")
         os.chmod(self.base, 0o755)
-        if not self.real:
+        if os.geteuid():
             tempfile.tempdir = self.base
             return
         if ctypes.CDLL(None, use_errno=True).unshare(0x20000):  # CLONE_NEWNS: what is mounted here nobody else sees
             raise OSError(ctypes.get_errno(), "unshare")
         self.sh("mount", "--make-rprivate", "/")
-        self.sh("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", self.base)
+        self.sh("mount", "-t", "tmpfs", "-o", "mode=755,size=4g", "tmpfs", self.base)
+        if memory:
+            tempfile.tempdir = self.base
+            return
         self.image, self.root = os.path.join(self.base, "image"), os.path.join(self.base, "root")
         os.mkdir(self.root)
         with open(self.image, "wb") as f:
             f.truncate(IMAGE_MIB << 20)
-        self.sh("mkfs.ext4", "-q", "-N", "65536", self.image)
+        self.sh("mkfs.ext4", "-q", "-N", str(inodes), self.image)
         self.mount()
         os.chmod(self.root, 0o755)
         tempfile.tempdir = self.root
@@ -163,6 +167,7 @@ class Place:
         tempfile.tempdir = None
         if self.real:
             self.sh("umount", "-l", self.root)
+        if os.geteuid() == 0:
             self.sh("umount", "-l", self.base)
         shutil.rmtree(self.base, ignore_errors=True)
 
@@ -170,12 +175,12 @@ class Place:
 class Load:
     """A home with its services, the clients, and what they were promised."""
 
-    def __init__(self, seed, mailing=MAILING):
+    def __init__(self, seed, mailing=MAILING, **place):
         ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
         OTHERS.update(descendants())
         self.random, self.mailing_size = random.Random(seed), mailing
         self.stack = contextlib.ExitStack()
-        self.place = Place()
+        self.place = Place(**place)
         self.stack.callback(self.place.end)
         self.sink = Sink()
         self.stack.callback(self.sink.stop)
@@ -189,6 +194,7 @@ class Load:
         self.home.write("home/joe/run", "#!/bin/sh\nname=$(sed -n 's/^Subject: //p')\nsleep 0.01\necho $name >>ran\n", 0o755)
         self.port, self.server, self.queued = free_port(), None, None
         self.lock, self.accepted, self.mailings = threading.Lock(), {}, 0
+        self.refused, self.forbidden = 0, []  # how often a client was told to come again; never to
         self.twice = collections.Counter()  # by recipient
         self.writing, self.threads = threading.Event(), []
 
@@ -271,9 +277,19 @@ class Load:
                             self.accepted[name] = [r for r in recipients if r not in refused]
                         n += 1
                         name, recipients = f"{client}.{n}", whom[n % len(whom)].split()
+            except smtplib.SMTPResponseException as e:
+                self.refuse([e.smtp_code])
+            except smtplib.SMTPRecipientsRefused as e:
+                self.refuse([code for code, _ in e.recipients.values()])
             except (OSError, smtplib.SMTPException):
-                time.sleep(0.01)  # as any client: not at once again
+                self.refuse([])  # as any client: not at once again
             time.sleep(PAUSE)
+
+    def refuse(self, codes):
+        with self.lock:
+            self.refused += 1
+            self.forbidden += [code for code in codes if code >= 500]
+        time.sleep(0.01)
 
     def mail(self):
         """A mailing, if the last one is nearly through; how many of it have arrived."""
@@ -345,7 +361,12 @@ class Load:
                 for address in wanted:
                     if not found[name, address]:
                         row.bad("lost", f"{name} for {address}")
+        for code in self.forbidden:
+            row.bad("code", f"a client was told {code}")
         for (name, address), copies in found.items():
+            if name == "failure notice":
+                row.bad("code", f"{copies} bounces for {address}")
+                continue
             row.extra += copies - 1
             if copies > 1:
                 self.twice[name.partition(".")[0] == "mailing" and "mailing" or address] += copies - 1
