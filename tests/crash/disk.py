@@ -33,7 +33,7 @@ def cases(sample, seed):
     if not sample:
         yield "no names left", full, ("no names left", Names, ROUNDS, seed + 1)
         yield "a slow host", slow_host, (seed + 2,)
-    yield "closed directories", closed, (("pid", "bounce") if sample else DIRECTORIES, seed + 3)
+        yield "closed directories", closed, (DIRECTORIES, seed + 3)
     many = FEW if sample else BACKLOG
     yield f"{many:,} queued", backlog, (many, min(DRAINED, many // 10), seed + 4)
 
