@@ -159,7 +159,7 @@ class InAnOwnHome(unittest.TestCase):
 
     def test_a_delivery_ends_when_nobody_holds_its_output(self):
         gate = self.fakes.fifo("gate")
-        self.fakes.script("qmail-local", f'[ "$6" = slow ] && {{ (cat {gate}) & }}; echo done')
+        self.fakes.script("qmail-local", f'echo done; [ "$6" = slow ] && {{ (cat {gate}) & }}; exit 0')
         process = self.start()
         process.stdin.write(self.to("joe-slow@h", 1))
         process.stdin.write(self.to("joe@h", 2))

@@ -201,12 +201,15 @@ impl<D: Delivery> Spawner<'_, D> {
                 continue;
             };
             let job = self.jobs.swap_remove(at);
-            if end == End::Exit(exits::SUCCESS) {
+            if is_whole(&job.reports, &job.requests) {
                 self.say(&job.reports);
                 continue;
             }
-            // It was killed, and may have said half a word: what came of the delivery nobody knows.
-            let reports = self.delivery.reports(end, b"", job.requests.len());
+            // It was killed, or its words did not get through: what came of the delivery nobody knows.
+            let reports = match end {
+                End::Exit(exits::SUCCESS) => vec![LOST.to_vec(); job.requests.len()],
+                end => self.delivery.reports(end, b"", job.requests.len()),
+            };
             for (request, report) in job.requests.iter().zip(reports) {
                 self.report(request.slot, &report);
             }
@@ -432,8 +435,22 @@ fn deliver<D: Delivery>(
     Ok(delivery.reports(end, &output, requests.len()))
 }
 
+const LOST: &[u8] = b"Zqmail-spawn unable to read report. (#4.3.0)\n";
 const NO_PIPE: &[u8] = b"Zqmail-spawn unable to create pipe. (#4.3.0)\n";
 const NO_FORK: &[u8] = b"Zqmail-spawn unable to fork. (#4.3.0)\n";
+
+/// Whether these are the reports of a child beside these requests, all and whole.
+fn is_whole(mut reports: &[u8], requests: &[Request]) -> bool {
+    for request in requests {
+        let Some((slot, text)) = reports.split_first() else { return false };
+        let Some(end) = text.iter().position(|byte| *byte == 0) else { return false };
+        if *slot != request.slot {
+            return false;
+        }
+        reports = text.get(end + 1..).unwrap_or_default();
+    }
+    reports.is_empty()
+}
 
 /// Whether a request may travel with those of this row.
 fn joins(row: &[Request], request: &Request) -> bool {
@@ -441,4 +458,22 @@ fn joins(row: &[Request], request: &Request) -> bool {
     row.first().is_some_and(|first| request.is_mate_of(first))
         && row.len() < TOGETHER_MAX
         && bytes + request.recipient.len() <= TOGETHER_BYTES
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_all_reports_of_a_child_are_whole() {
+        let request = |slot| Request { slot, path: vec![], sender: vec![], recipient: vec![], cut: false };
+        let requests = [request(0), request(7)];
+        let whole = [report::encode(0, b"Kdone\n"), report::encode(7, b"Z")].concat();
+        assert!(is_whole(&whole, &requests));
+        for length in 0..whole.len() {
+            assert!(!is_whole(whole.get(..length).unwrap(), &requests), "cut to {length}");
+        }
+        assert!(!is_whole(&[whole.as_slice(), b"x"].concat(), &requests));
+        assert!(!is_whole(&whole, &[request(0), request(8)]));
+    }
 }
