@@ -14,6 +14,9 @@ TEXT = b"Subject: known\n\nfirst line\n" + b"x" * 70 + b"\nlast line\n"
 SENDER, RECIPIENTS = b"s@else.example", (b"joe@local.example", b"x@remote.example")
 
 
+HANGS = 60  # seconds in which a caller must be told something; it takes milliseconds
+
+
 def envelope(sender=SENDER, recipients=RECIPIENTS):
     return b"F" + sender + b"\0" + b"".join(b"T" + r + b"\0" for r in recipients) + b"\0"
 
@@ -112,8 +115,8 @@ class Queued(Accepting):
         return home
 
     def prepare(self):
-        self.answers, self.connection, self.waited, self.seen, self.over = [], None, False, False, False
-        return ["qmail-queued"], self.home.env, {2: os.open("/dev/null" if not os.environ.get("DBG") else "/tmp/dbg", os.O_WRONLY|os.O_CREAT)}
+        self.answers, self.connection, self.waited, self.seen, self.over, self.hung = [], None, False, False, False, False
+        return ["qmail-queued"], self.home.env, {2: os.open("/dev/null", os.O_WRONLY)}
 
     def told(self, pid):
         self.pid = pid
@@ -141,7 +144,14 @@ class Queued(Accepting):
         if self.connection:
             def answered():
                 return select.select([self.connection], [], [], 0)[0] or all(process_state(pid) == "Z" for pid in children(self.pid))
-            harness.wait_for(answered, "an answer, or the worker's end")
+            try:
+                harness.wait_for(answered, "an answer, or the worker's end", HANGS)
+            except AssertionError:
+                os.kill(self.pid, signal.SIGKILL)
+                for pid in children(self.pid):
+                    os.kill(pid, signal.SIGKILL)
+                self.hung = True
+                return b"g"
             if not select.select([self.connection], [], [], 0)[0] and not self.waited:
                 self.waited = True  # nobody has been told yet that it ended
                 return b"g"
@@ -180,6 +190,8 @@ class Queued(Accepting):
             clear(self.home)
             return []
         wrong = self.outcome(dict(zip(self.texts, self.answers)), fault)
+        if self.hung:
+            wrong.append(("stuck", f"a caller has no answer in {HANGS} seconds"))
         if self.answers[-1] != "done":
             wrong.append(("stuck", f"the last message: {self.answers}"))
         return wrong

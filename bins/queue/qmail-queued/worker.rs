@@ -106,7 +106,10 @@ impl Worker {
             return Err(connection);
         }
         drop(connection);
-        let _ = nix::sys::socket::send(channel.as_raw_fd(), b"g", flags);
+        let told = nix::sys::socket::send(channel.as_raw_fd(), b"g", flags);
+        if told.is_err() {
+            self.channel = None; // its end says the same to the worker, which takes this message and ends
+        }
         self.busy = Some(origin.uid);
         self.deadline = Deadline::seconds(BUSY_SECONDS);
         self.left = self.left.saturating_sub(1);
