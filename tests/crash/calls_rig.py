@@ -41,6 +41,7 @@ CANNOT_FAIL = {
     "rt_sigaction", "rt_sigprocmask", "sigaltstack", "getrlimit", "uname", "sched_yield",
     "brk",  # answers with the old end of memory, never with an errno
 }
+FCNTL_CANNOT_FAIL = ("0x1", "0x3")  # F_GETFD, F_GETFL: an open descriptor has its flags
 # These can be short of memory and nothing else.
 MEMORY = {"mmap": ("ENOMEM", "EAGAIN"), "munmap": ("ENOMEM",), "mremap": ("ENOMEM", "EAGAIN"), "mprotect": ("ENOMEM",), "madvise": ("ENOMEM", "EAGAIN")}
 # close always closes; what it can say is that data of earlier writes were lost, or that it was interrupted.
@@ -55,7 +56,9 @@ Fault = collections.namedtuple("Fault", "point word kind option")
 def faults_at(point):
     """Every fault that this call can meet."""
     name = point.call
-    if name == "close":
+    if name == "fcntl" and point.text.split(",")[1] in FCNTL_CANNOT_FAIL:
+        errors, how = (), "error"
+    elif name == "close":
         errors, how = CLOSE, "after"
     else:
         errors, how = () if name in CANNOT_FAIL else MEMORY.get(name, ERRORS), "error"
