@@ -205,8 +205,9 @@ fn read_sections(message: &Message<[u8]>, question: &Question) -> Result<Verdict
     let records: Vec<Data> =
         found.into_iter().filter(|(owner, _)| is(&name, owner, question)).map(|(_, data)| data).collect();
     let authority = authority(message)?; // also read where it is not needed: what is cut is not believed
-    if !is_whole(message)? {
-        return Ok(Verdict::Useless);
+    // Some boxes in the middle cut or miscount what a question with EDNS adds: it is asked again without.
+    if records.is_empty() && !is_whole(message).unwrap_or(false) {
+        return Ok(Verdict::NotUnderstood);
     }
     let authentic = header.ad();
     Ok(match (records.is_empty(), denied) {
@@ -427,16 +428,20 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_with_more_in_it_than_it_counts_is_of_no_use() {
+    fn a_no_with_more_in_it_than_it_counts_is_asked_for_again() {
         let q = question("a.test", Kind::A);
         let mut section = answer(&q, Rcode::NOERROR);
         section.push((name("a.test"), TTL, a(1))).unwrap();
         let mut bytes = section.finish();
         bytes.push(0);
-        assert_eq!(parsed(&q, &bytes), Verdict::Useless);
+        assert_eq!(
+            parsed(&q, &bytes),
+            records(vec![Data::A(Ipv4Addr::new(192, 0, 2, 1))]),
+            "what was asked for is there"
+        );
         bytes.pop();
         bytes[7] = 0; // no answers, it says
-        assert_eq!(parsed(&q, &bytes), Verdict::Useless);
+        assert_eq!(parsed(&q, &bytes), Verdict::NotUnderstood);
     }
 
     #[test]
