@@ -1,8 +1,92 @@
-"""The table of limits is shown rows made by hand: it must see what is missed."""
+"""The measurements measure: every workload done once, with very few messages, by ours; some by each peer that is there.
 
+Nothing is said here about how fast anything is. The table of limits is shown rows made by hand: it must see what is missed.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
 import unittest
 
-from tests.bench import table, work
+from tests import harness, sandbox
+from tests.bench import systems, table, work
+
+LIMIT = 200  # seconds for each of two runs: below what a file of tests may take in all
+OURS = {"ours", "bare"}
+PEERS_DO = ["smtp", "relay", "pop"]  # enough to see that they are driven; the others are done with the same drivers
+
+
+class Sample(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        sandbox.command()  # skips where there is none
+        kinds = {*systems.MAIL, *systems.POP, *systems.START}
+        cls.there = {kind.name for kind in kinds if kind.there()}
+        cls.said, cls.result, cls.codes = "", [], []
+        cls.measure(OURS, list(work.WORK))
+        if peers := cls.there - OURS:
+            cls.measure(peers, PEERS_DO)
+
+    @classmethod
+    def measure(cls, names, workloads):
+        with tempfile.TemporaryDirectory() as directory:
+            out = os.path.join(directory, "rows")
+            argv = [sys.executable, "-m", "tests.bench", "--tiny", "--unpacked", "--only", ",".join(sorted(names)), "--json", out, *workloads]
+            # Ended by SIGTERM it removes what it made.
+            process = subprocess.Popen(argv, cwd=harness.ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                       text=True)
+            try:
+                said, _ = process.communicate(timeout=LIMIT)
+            except subprocess.TimeoutExpired:
+                process.terminate()
+                said = process.communicate()[0] + f"not done within {LIMIT} s\n"
+            cls.said += said
+            cls.codes.append(process.returncode)
+            try:
+                with open(out) as f:
+                    cls.result += json.load(f)["rows"]
+            except FileNotFoundError:
+                raise AssertionError(f"nothing was measured:\n{cls.said}") from None
+
+    def rows(self, workload):
+        return [row for row in self.result if row["workload"] == workload]
+
+    def test_every_workload_is_done_by_every_system_that_is_there(self):
+        self.assertEqual([row for row in self.result if "trouble" in row], [], self.said)
+        self.assertEqual(set(self.codes), {0}, self.said)
+        for name, (_, kinds) in work.WORK.items():
+            wanted = {"raw"} if kinds is None else {kind.name for kind in kinds} & (self.there if name in PEERS_DO else OURS)
+            self.assertEqual({row["system"] for row in self.rows(name)}, wanted, name)
+
+    def test_all_messages_are_counted_and_cost_something(self):
+        scale = work.SCALES["tiny"]
+        for name in ("sendmail", "smtp", "relay"):
+            cases = {row["case"] for row in self.rows(name)}
+            self.assertEqual(len(cases), len(scale["writers"]), name)
+            for row in self.rows(name):
+                self.assertIn(row["messages"], (scale["alone"], scale["messages"]), row)
+                self.assertGreater(row["seconds"], 0, row)
+                if row["cpu"] is not None:
+                    self.assertGreater(row["cpu"], 0, row)
+        for row in self.rows("recipients"):
+            self.assertEqual(row["messages"], scale["recipients"], row)
+            self.assertGreater(row["bytes"], scale["recipients"], row)
+        for row in self.rows("memory"):
+            if "served" in row:
+                self.assertEqual(row["served"], scale["connections"], row)
+
+    def test_flushes_of_ours_are_seen(self):
+        # One that is not synced is not accepted: a count of none would be a meter that sees nothing.
+        for name in ("sendmail", "smtp", "relay"):
+            for row in self.rows(name):
+                if row["system"] == "ours":
+                    self.assertGreater(row["flushes"], 0, row)
+
+    def test_tables_name_every_case(self):
+        for row in self.result:
+            self.assertIn(row["case"], self.said)
 
 
 class Limits(unittest.TestCase):

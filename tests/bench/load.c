@@ -373,8 +373,11 @@ static int inject(char **argv)
 	char path[64];
 	sprintf(path, "/tmp/bench-message.%d", getpid());
 	enter();
+	unlink(path); /* of an earlier process with this number, in another namespace */
 	int source = open(path, O_WRONLY | O_CREAT | O_EXCL, 0644);
 	if (source < 0 || write(source, body, text_length) != (ssize_t)text_length)
+		die(path);
+	if (uid >= 0 && fchown(source, uid, uid)) /* who unlinks it is the user */
 		die(path);
 	close(source);
 	become();
@@ -421,7 +424,7 @@ static int inject(char **argv)
 				}
 			}
 	}
-	unlink(path); /* in a /tmp of the tree's own it may also stay: only root may */
+	unlink(path);
 	printf("{\"began\": %.6f, \"seconds\": %.6f, \"messages\": %d, \"failed\": %d, \"cpu\": %.6f, \"forks\": %d, ", began / 1e9,
 	       (end - began) / 1e9, accepted, failed, own_cpu(), messages);
 	times_say(times, accepted);
