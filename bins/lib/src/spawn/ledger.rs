@@ -6,8 +6,8 @@
 //! delivery again; it finds the row and answers with success, or waits for whoever is still at work on it.
 //!
 //! Rows say facts that stay true: "this very message was delivered to this recipient". The key holds the number,
-//! size, times and beginning of the message file, so that the next message of that number has another one. A
-//! row whose checksum is wrong says nothing, and a missing file neither: second copies, nothing worse. Nothing is
+//! size, times, generation, beginning and end of the message file, so that the next message of that number has
+//! another one; where times are whole seconds there is no key, and nothing is known. A row whose checksum is wrong says nothing, and a missing file neither: second copies, nothing worse. Nothing is
 //! synced: what a power cut takes away is the knowledge, not the delivery.
 //!
 //! Locks are on open files: that of a row lives as long as the process beside the delivery, that behind the rows
@@ -17,6 +17,7 @@
 
 use super::Request;
 use crate::fd;
+use crate::sys::descriptor::generation;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::libc;
@@ -36,8 +37,8 @@ const ROW: usize = 64;
 /// Bytes of key and check: half a SHA-256 would do.
 const KEY: usize = 24;
 
-/// So much of the beginning of a message is part of its key: its first Received line and more.
-const HEAD: usize = 512;
+/// So much of the beginning and of the end of a message is part of its key: its first Received line and more.
+const PART: usize = 512;
 
 /// How long a spawner that lost its qmail-send may take to see that. Then the next one begins all the same, and
 /// there may be second copies.
@@ -158,19 +159,20 @@ impl Ledger {
         }
     }
 
-    pub fn earlier(&self, key: &Key) -> Earlier {
-        self.earlier.get(key).cloned().unwrap_or_default()
+    pub fn earlier(&self, key: Option<&Key>) -> Earlier {
+        key.and_then(|key| self.earlier.get(key)).cloned().unwrap_or_default()
     }
 
-    /// Takes a row for each delivery and locks it. Where that cannot be, there is no row.
-    pub fn claim(&mut self, deliveries: &[(u64, Key)]) -> Claim {
+    /// Takes a row for each delivery with a key and locks it. Where that cannot be, there is no row.
+    pub fn claim(&mut self, deliveries: &[(u64, Option<Key>)]) -> Claim {
         let mut rows = Vec::new();
         let file = self.open().ok();
         for (number, key) in deliveries {
-            let row = Row { done: false, sequence: self.sequence, number: *number, key: *key };
-            let at = file.as_ref().and_then(|file| self.take_row(file, &row));
-            self.sequence = self.sequence.wrapping_add(u32::from(at.is_some()));
-            rows.push(at.map(|at| (at, row)));
+            let row = key.map(|key| Row { done: false, sequence: self.sequence, number: *number, key });
+            let taken =
+                file.as_ref().zip(row).and_then(|(file, row)| Some((self.take_row(file, &row)?, row)));
+            self.sequence = self.sequence.wrapping_add(u32::from(taken.is_some()));
+            rows.push(taken);
         }
         Claim { file, rows }
     }
@@ -232,7 +234,8 @@ impl Claim {
 /// What every delivery of one message has in common in its key.
 pub struct Message {
     number: u64,
-    digest: Sha256,
+    /// None where the file's times do not tell it from the next one of its number.
+    digest: Option<Sha256>,
 }
 
 impl Message {
@@ -240,28 +243,35 @@ impl Message {
     pub fn of(path: &[u8], file: impl AsFd, found: &FileStat) -> Message {
         let name = path.rsplit(|b| *b == b'/').next().and_then(|name| std::str::from_utf8(name).ok());
         let number = name.and_then(|name| name.parse().ok()).unwrap_or_default();
-        let mut head = [0; HEAD];
-        let length = pread(file, &mut head, 0).unwrap_or_default();
+        if found.st_ctime_nsec == 0 {
+            return Message { number, digest: None }; // ext3, and ext4 with small inodes: whole seconds
+        }
         let mut digest = Sha256::new();
+        // The kernel's clock of files goes in ticks of some milliseconds; this differs within one.
+        digest.update(generation(&file).to_le_bytes());
         for value in [found.st_size, found.st_mtime, found.st_mtime_nsec, found.st_ctime, found.st_ctime_nsec]
         {
             digest.update(value.to_le_bytes());
         }
         field(&mut digest, path);
-        field(&mut digest, head.get(..length).unwrap_or_default());
-        Message { number, digest }
+        for start in [0, found.st_size.saturating_sub(PART.try_into().unwrap_or_default()).max(0)] {
+            let mut part = [0; PART];
+            let length = pread(&file, &mut part, start).unwrap_or_default();
+            field(&mut digest, part.get(..length).unwrap_or_default());
+        }
+        Message { number, digest: Some(digest) }
     }
 
     /// The delivery of this request.
-    pub fn delivery(&self, request: &Request) -> (u64, Key) {
-        let mut digest = self.digest.clone();
+    pub fn delivery(&self, request: &Request) -> (u64, Option<Key>) {
+        let Some(mut digest) = self.digest.clone() else { return (self.number, None) };
         field(&mut digest, &request.sender);
         field(&mut digest, &request.recipient);
         let mut key = [0; KEY];
         for (to, from) in key.iter_mut().zip(digest.finalize()) {
             *to = from;
         }
-        (self.number, key)
+        (self.number, Some(key))
     }
 }
 
@@ -334,6 +344,17 @@ mod tests {
         std::fs::remove_file(fd::path(&ledger.name)).unwrap();
     }
 
+    fn stat(ledger: &Ledger) -> FileStat {
+        let mut found = lstat(fd::path(&ledger.name)).unwrap();
+        found.st_ctime_nsec = 1;
+        found
+    }
+
+    fn request(sender: &[u8], recipient: &[u8]) -> Request {
+        let (path, sender, recipient) = (b"20/457".to_vec(), sender.to_vec(), recipient.to_vec());
+        Request { slot: 0, path, sender, recipient, cut: false }
+    }
+
     const K1: Key = [1; KEY];
     const K2: Key = [2; KEY];
 
@@ -355,14 +376,14 @@ mod tests {
     fn rows_are_used_in_turn_also_by_the_next_and_locked_ones_are_passed_over() {
         let mut one = ledger("turn");
         one.take_over();
-        let held = one.claim(&[(1, K1), (2, K2)]);
+        let held = one.claim(&[(1, Some(K1)), (2, Some(K2))]);
         held.done(1);
         one.give_up();
         let mut two = again(&one);
         two.take_over();
         assert_eq!(two.next, 2);
         two.next = 0;
-        let claim = two.claim(&[(3, K1)]);
+        let claim = two.claim(&[(3, Some(K1))]);
         assert_eq!(claim.rows[0].unwrap().0, 2);
         assert_eq!(
             states(&two).iter().map(|row| (row.done, row.number, row.sequence)).collect::<Vec<_>>(),
@@ -375,7 +396,7 @@ mod tests {
     fn whoever_waits_learns_what_came_of_it() {
         let mut ledger = ledger("wait");
         ledger.take_over();
-        let claim = ledger.claim(&[(1, K1), (1, K2)]);
+        let claim = ledger.claim(&[(1, Some(K1)), (1, Some(K2))]);
         claim.done(0);
         drop(claim);
         assert!(ledger.wait_for(0, &K1));
@@ -394,7 +415,7 @@ mod tests {
         std::fs::remove_file(&name).unwrap();
         std::os::unix::fs::symlink(&second, &name).unwrap();
         assert!(ledger.open().is_err());
-        assert!(again(&ledger).claim(&[(1, K1)]).rows[0].is_none());
+        assert!(again(&ledger).claim(&[(1, Some(K1))]).rows[0].is_none());
         std::fs::remove_file(&second).unwrap();
         remove(&ledger);
     }
@@ -402,14 +423,7 @@ mod tests {
     #[test]
     fn the_key_tells_messages_senders_and_recipients_apart() {
         let ledger = ledger("key");
-        let (file, found) = (ledger.open().unwrap(), lstat(fd::path(&ledger.name)).unwrap());
-        let request = |sender: &[u8], recipient: &[u8]| Request {
-            slot: 0,
-            path: b"20/457".to_vec(),
-            sender: sender.to_vec(),
-            recipient: recipient.to_vec(),
-            cut: false,
-        };
+        let (file, found) = (ledger.open().unwrap(), stat(&ledger));
         let message = Message::of(b"20/457", &file, &found);
         let key = message.delivery(&request(b"a", b"bc"));
         assert_eq!(key.0, 457);
@@ -420,6 +434,34 @@ mod tests {
         assert_ne!(key, Message::of(b"20/457", &file, &later).delivery(&request(b"a", b"bc")));
         pwrite(&file, b"x", 0).unwrap();
         assert_ne!(key, Message::of(b"20/457", &file, &found).delivery(&request(b"a", b"bc")));
+        remove(&ledger);
+    }
+
+    #[test]
+    fn the_end_of_a_message_is_part_of_its_key() {
+        let ledger = ledger("end");
+        let file = ledger.open().unwrap();
+        pwrite(&file, &[b'x'; 3 * PART], 0).unwrap();
+        let found = stat(&ledger);
+        let key = || Message::of(b"20/457", &file, &found).delivery(&request(b"a", b"b"));
+        let before = key();
+        pwrite(&file, b"y", 3 * 512 - 1).unwrap();
+        assert_ne!(before, key());
+        remove(&ledger);
+    }
+
+    #[test]
+    fn where_times_are_whole_seconds_there_is_no_row_and_nothing_is_believed() {
+        let mut ledger = ledger("seconds");
+        ledger.take_over();
+        let file = ledger.open().unwrap();
+        let mut found = stat(&ledger);
+        found.st_ctime_nsec = 0;
+        let (number, key) = Message::of(b"20/457", &file, &found).delivery(&request(b"a", b"b"));
+        assert_eq!((number, key), (457, None));
+        assert!(ledger.claim(&[(number, key)]).rows[0].is_none());
+        assert_eq!(states(&ledger), []);
+        assert_eq!(ledger.earlier(key.as_ref()), Earlier::default());
         remove(&ledger);
     }
 }

@@ -75,7 +75,7 @@ impl Job {
 struct Wanted {
     request: Request,
     number: u64,
-    key: Key,
+    key: Option<Key>,
     earlier: Earlier,
 }
 
@@ -306,7 +306,7 @@ impl<D: Delivery> Spawner<'_, D> {
         let (mut new, mut begun) = (Vec::new(), Vec::new());
         for request in row {
             let (number, key) = message.delivery(&request);
-            let earlier = self.ledger.earlier(&key);
+            let earlier = self.ledger.earlier(key.as_ref());
             if earlier.done {
                 self.report(request.slot, BEFORE);
             } else {
@@ -341,7 +341,8 @@ impl<D: Delivery> Spawner<'_, D> {
             return Ok(());
         }
         let (read, write) = fd::pipe().map_err(|_| NO_PIPE)?;
-        let deliveries: Vec<(u64, Key)> = wanted.iter().map(|wanted| (wanted.number, wanted.key)).collect();
+        let deliveries: Vec<(u64, Option<Key>)> =
+            wanted.iter().map(|wanted| (wanted.number, wanted.key)).collect();
         // Before the fork: there is no moment at which it runs and nobody can know.
         let claim = self.ledger.claim(&deliveries);
         let pid = fork_child(|| {
@@ -393,7 +394,9 @@ fn beside<D: Delivery>(
     message: OwnedFd,
     reports: &OwnedFd,
 ) -> i32 {
-    let before = |one: &Wanted| one.earlier.running.iter().any(|row| ledger.wait_for(*row, &one.key));
+    let before = |one: &Wanted| {
+        one.key.is_some_and(|key| one.earlier.running.iter().any(|row| ledger.wait_for(*row, &key)))
+    };
     let done: Vec<bool> = wanted.iter().map(before).collect();
     let rest: Vec<Request> =
         wanted.iter().zip(&done).filter(|(_, done)| !**done).map(|(one, _)| one.request.clone()).collect();

@@ -33,6 +33,14 @@ pub fn start_writeback(fd: impl AsFd) {
     }
 }
 
+/// What differs from one file to the next in the same inode; 0 where the file system does not say.
+pub fn generation(file: impl AsFd) -> u64 {
+    let mut found: libc::c_long = 0;
+    // SAFETY: the kernel writes four or eight bytes where the pointer points, and eight are there.
+    let result = unsafe { libc::ioctl(file.as_fd().as_raw_fd(), libc::FS_IOC_GETVERSION, &raw mut found) };
+    if result == 0 { u64::from_ne_bytes(found.to_ne_bytes()) } else { 0 }
+}
+
 /// Closes every descriptor above `last` that a careless parent left open. For the start of a program
 /// that will run others' programs; nothing of ours may be open yet. Kernels before Linux 5.9 cannot, and
 /// then nothing happens: what we open ourselves is close-on-exec anyway.
