@@ -101,7 +101,8 @@ pub struct Earlier {
 pub struct Ledger {
     name: Vec<u8>,
     earlier: BTreeMap<Key, Earlier>,
-    /// Rows that `earlier` speaks of.
+    /// Rows of those who are at work for an earlier spawner. What is done is in `earlier`, whatever becomes of
+    /// its row: kept it would be from life to life, until there were no others.
     kept: BTreeSet<usize>,
     next: usize,
     sequence: u32,
@@ -124,7 +125,7 @@ impl Ledger {
         while set_lock(&file, libc::F_WRLCK, ROWS) == Err(Errno::EAGAIN) && Instant::now() < until {
             std::thread::sleep(PAUSE);
         }
-        self.load(&file);
+        self.load(&file, is_there);
         self.life = Some(file);
     }
 
@@ -138,7 +139,7 @@ impl Ledger {
         self.life.as_ref()
     }
 
-    fn load(&mut self, file: &OwnedFd) {
+    fn load(&mut self, file: &OwnedFd, is_there: impl Fn(u64) -> bool) {
         let mut last = None;
         for at in 0..ROWS {
             let Some(row) = read_row(file, at) else { continue };
@@ -154,7 +155,9 @@ impl Ledger {
                 let earlier = self.earlier.entry(row.key).or_default();
                 earlier.done |= row.done;
                 earlier.running.extend(running.then_some(at));
-                self.kept.insert(at);
+                if running {
+                    self.kept.insert(at);
+                }
             }
         }
     }
@@ -448,6 +451,23 @@ mod tests {
         pwrite(&file, b"y", 3 * 512 - 1).unwrap();
         assert_ne!(before, key());
         remove(&ledger);
+    }
+
+    #[test]
+    fn rows_of_what_is_done_are_used_again() {
+        let mut one = ledger("full");
+        one.take_over();
+        let file = one.open().unwrap();
+        for at in 0..ROWS {
+            let sequence = u32::try_from(at).unwrap();
+            write_row(&file, at, &Row { done: true, sequence, number: 1, key: K1 }).unwrap();
+        }
+        one.give_up();
+        let mut two = again(&one);
+        two.load(&file, |_| true);
+        assert!(two.earlier(Some(&K1)).done);
+        assert!(two.claim(&[(1, Some(K2))]).rows[0].is_some());
+        remove(&two);
     }
 
     #[test]
