@@ -172,8 +172,10 @@ impl Ledger {
         let file = self.open().ok();
         for (number, key) in deliveries {
             let row = key.map(|key| Row { done: false, sequence: self.sequence, number: *number, key });
-            let taken =
-                file.as_ref().zip(row).and_then(|(file, row)| Some((self.take_row(file, &row)?, row)));
+            let taken = file
+                .as_ref()
+                .zip(row)
+                .and_then(|(file, row)| Some(Claimed { at: self.take_row(file, &row)?, row }));
             self.sequence = self.sequence.wrapping_add(u32::from(taken.is_some()));
             rows.push(taken);
         }
@@ -204,6 +206,12 @@ impl Ledger {
         read_row(&file, at).is_some_and(|row| row.done && row.key == *key)
     }
 
+    /// Whether the row of a delivery that began says that it succeeded.
+    pub fn says_done(&self, claimed: &Claimed) -> bool {
+        let done = Row { done: true, ..claimed.row };
+        self.open().is_ok_and(|file| read_row(&file, claimed.at) == Some(done))
+    }
+
     /// Every time anew: locks belong to open files. In a directory of qmailq's: nothing but our own plain file
     /// of one name will do.
     fn open(&self) -> Result<OwnedFd, Errno> {
@@ -219,18 +227,30 @@ impl Ledger {
     }
 }
 
+/// A row and what was written there when its delivery began.
+#[derive(Debug, Clone, Copy)]
+pub struct Claimed {
+    at: usize,
+    row: Row,
+}
+
 /// The rows of deliveries that leave together, locked while this lives.
 pub struct Claim {
     file: Option<OwnedFd>,
-    rows: Vec<Option<(usize, Row)>>,
+    rows: Vec<Option<Claimed>>,
 }
 
 impl Claim {
     /// The delivery of this index succeeded.
     pub fn done(&self, index: usize) {
-        if let (Some(file), Some(Some((at, row)))) = (&self.file, self.rows.get(index)) {
-            let _ = write_row(file, *at, &Row { done: true, ..*row });
+        if let (Some(file), Some(Some(claimed))) = (&self.file, self.rows.get(index)) {
+            let _ = write_row(file, claimed.at, &Row { done: true, ..claimed.row });
         }
+    }
+
+    /// To be asked for later, without the locks: for each delivery its row, if it has one.
+    pub fn into_rows(self) -> Vec<Option<Claimed>> {
+        self.rows
     }
 }
 
@@ -387,7 +407,7 @@ mod tests {
         assert_eq!(two.next, 2);
         two.next = 0;
         let claim = two.claim(&[(3, Some(K1))]);
-        assert_eq!(claim.rows[0].unwrap().0, 2);
+        assert_eq!(claim.rows[0].unwrap().at, 2);
         assert_eq!(
             states(&two).iter().map(|row| (row.done, row.number, row.sequence)).collect::<Vec<_>>(),
             [(false, 1, 0), (true, 2, 1), (false, 3, 2)]

@@ -6,7 +6,7 @@
 //! the ledger, hands up the reports and ends. Killed is one process, and the others finish what they have.
 #![forbid(unsafe_code)]
 
-use super::ledger::{Claim, Earlier, Key, Ledger, Message};
+use super::ledger::{Claim, Claimed, Earlier, Key, Ledger, Message};
 use super::request::{Parser, Request};
 use super::{TOGETHER_BYTES, TOGETHER_MAX, report};
 use crate::sys::process::{self, End, fork_child};
@@ -56,6 +56,8 @@ pub trait Delivery {
 /// A child at work beside a delivery, for one request or several that travel together.
 struct Job {
     requests: Vec<Request>,
+    /// What the ledger has for each.
+    rows: Vec<Option<Claimed>>,
     pid: Pid,
     /// None once it came to its end.
     pipe: Option<OwnedFd>,
@@ -205,13 +207,15 @@ impl<D: Delivery> Spawner<'_, D> {
                 self.say(&job.reports);
                 continue;
             }
-            // It was killed, or its words did not get through: what came of the delivery nobody knows.
+            // It was killed, or its words did not get through: what came of the delivery the ledger may know.
             let reports = match end {
                 End::Exit(exits::SUCCESS) => vec![LOST.to_vec(); job.requests.len()],
                 end => self.delivery.reports(end, b"", job.requests.len()),
             };
-            for (request, report) in job.requests.iter().zip(reports) {
-                self.report(request.slot, &report);
+            for (index, (request, report)) in job.requests.iter().zip(reports).enumerate() {
+                let row = job.rows.get(index).and_then(Option::as_ref);
+                let done = row.is_some_and(|row| self.ledger.says_done(row));
+                self.report(request.slot, if done { UNHEARD } else { &report });
             }
         }
     }
@@ -352,7 +356,8 @@ impl<D: Delivery> Spawner<'_, D> {
         })
         .map_err(|_| NO_FORK)?;
         let requests = wanted.into_iter().map(|wanted| wanted.request).collect();
-        self.jobs.push(Job { requests, pid, pipe: Some(read), reports: Vec::new(), end: None });
+        let rows = claim.into_rows();
+        self.jobs.push(Job { requests, rows, pid, pipe: Some(read), reports: Vec::new(), end: None });
         Ok(())
     }
 
@@ -438,6 +443,8 @@ fn deliver<D: Delivery>(
     Ok(delivery.reports(end, &output, requests.len()))
 }
 
+/// What is said of a delivery that succeeded, when the process beside it was lost before it could say so.
+const UNHEARD: &[u8] = b"Kdelivered, and the report was lost\n";
 const LOST: &[u8] = b"Zqmail-spawn unable to read report. (#4.3.0)\n";
 const NO_PIPE: &[u8] = b"Zqmail-spawn unable to create pipe. (#4.3.0)\n";
 const NO_FORK: &[u8] = b"Zqmail-spawn unable to fork. (#4.3.0)\n";
@@ -478,5 +485,62 @@ mod tests {
         }
         assert!(!is_whole(&[whole.as_slice(), b"x"].concat(), &requests));
         assert!(!is_whole(&whole, &[request(0), request(8)]));
+    }
+
+    struct Nothing;
+
+    impl Delivery for Nothing {
+        fn owner(&self) -> Uid {
+            Uid::current()
+        }
+        fn limit(&self) -> u8 {
+            9
+        }
+        fn keep(&self, _count: usize) -> usize {
+            0
+        }
+        fn run(&self, _requests: &[Request], _message: OwnedFd, _output: OwnedFd) -> i32 {
+            0
+        }
+        fn reports(&self, _end: End, _output: &[u8], count: usize) -> Vec<Vec<u8>> {
+            vec![b"Zcrashed\n".to_vec(); count]
+        }
+    }
+
+    #[test]
+    fn of_a_lost_child_the_ledger_is_asked() {
+        let name = std::env::temp_dir().join(format!("ledger-lost-{}", std::process::id()));
+        let _ = std::fs::remove_file(&name);
+        let mut spawner = Spawner {
+            delivery: &Nothing,
+            ledger: Ledger::prepare(name.to_str().unwrap().as_bytes().to_vec()),
+            parser: Parser::default(),
+            arrived: Vec::new(),
+            jobs: Vec::new(),
+            waiting: Vec::new(),
+            more_requests: true,
+            deaf: false,
+        };
+        let request = |slot| Request { slot, path: vec![], sender: vec![], recipient: vec![], cut: false };
+        for (end, otherwise) in [(End::Crash(9), b"Zcrashed\n".as_slice()), (End::Exit(0), LOST)] {
+            // Done, not done, without a row.
+            let claim = spawner.ledger.claim(&[(1, Some([1; 24])), (1, Some([2; 24])), (1, None)]);
+            claim.done(0);
+            spawner.jobs.push(Job {
+                requests: vec![request(0), request(1), request(2)],
+                rows: claim.into_rows(),
+                pid: Pid::from_raw(1),
+                pipe: None,
+                reports: b"\0Khalf".to_vec(),
+                end: Some(end),
+            });
+            spawner.finish();
+            let wanted = [(0, UNHEARD), (1, otherwise), (2, otherwise)];
+            assert_eq!(
+                std::mem::take(&mut spawner.waiting),
+                wanted.map(|(slot, text)| report::encode(slot, text)).concat()
+            );
+        }
+        std::fs::remove_file(&name).unwrap();
     }
 }
