@@ -270,16 +270,34 @@ class Mends(Case):
                 if queue.there(split(top, number)):
                     os.rename(queue.file("queue/" + split(top, number)), queue.file(f"queue/{top}/{number % 29}/{number}")
                               if queue.there(f"{top}/{number % 29}") else queue.file(f"queue/{top}/28/{number}"))
+        empty = [s for top in ("mess", "info", "local", "remote") for s in (23, 24, 25, 28)
+                 if not os.listdir(queue.file(f"queue/{top}/{s}"))]
         self.assertTrue(self.fix(queue, code=1))
         with Sender(queue) as sender:
             sender.wait_line("^alert: cannot start: the queue has more directories than ours: run qmail-fix -r$")
             self.assertEqual(sender.process.wait(harness.TIMEOUT), 111)
-        self.fix(queue, "-r")
+        mended = self.fix(queue, "-r")
         self.assertEqual(self.fix(queue), [])
         for top in ("mess", "info", "local", "remote"):
-            for s in (23, 24, 25, 28):
-                os.rmdir(queue.file(f"queue/{top}/{s}"))
+            self.assertEqual(sorted(os.listdir(queue.file("queue/" + top))), sorted(map(str, range(23))))
+        self.assertEqual(sum(n.endswith("is a directory of another split; mended") for n in mended), len(empty))
         self.assertEqual(self.delivered(queue), {(A, t): 1 for t in texts})
+
+    def test_directories_of_another_split_are_removed_when_they_are_empty(self):
+        queue = self.make()
+        queue.todo(S, [A], pull=False)
+        for name in ("mess/23", "mess/40", "info/23"):
+            queue.mkdir("queue/" + name)
+        queue.write("queue/mess/40/note", b"mine\n")
+        hand = "mess/40: is a directory of another split; when no message is in it any more, remove it"
+        self.assertEqual(sorted(self.fix(queue, code=1)), [f"{name}: is a directory of another split; -r removes it"
+                                                           for name in ("info/23", "mess/23")] + [hand])
+        self.assertEqual(sorted(self.fix(queue, "-r", code=1)), [f"{name}: is a directory of another split; mended"
+                                                                 for name in ("info/23", "mess/23")] + [hand])
+        self.assertFalse(queue.there("mess/23") or queue.there("info/23"))
+        os.unlink(queue.file("queue/mess/40/note"))
+        queue.mkdir("queue/mess/23")
+        self.assertEqual(self.delivered(queue), {(A, b"Subject: x\n\nhi\n"): 1})  # nobody's messages are in them
 
     def test_what_is_in_the_way_of_a_number_is_kept_under_another_name(self):
         queue = self.make()

@@ -170,6 +170,15 @@ impl Fixer<'_> {
         let plan = Plan::make(&self.queue)?;
         problems.extend(plan.problems);
         let numbers = plan.numbers;
+        for (kind, split, is_empty) in self.queue.foreign()? {
+            let mend = if is_empty {
+                Mend::Fix("removes it".to_string())
+            } else {
+                Mend::Hand("when no message is in it any more, remove it".to_string())
+            };
+            let name = format!("{}/{split}", kind.name());
+            problems.push(Problem::new(name, "is a directory of another split", mend));
+        }
         self.progress.begin("checking", numbers.len());
         for number in numbers {
             problems.extend(self.problem_of(number));
@@ -290,6 +299,10 @@ impl Fixer<'_> {
         let plan = Plan::make(&self.queue)?;
         for draft in plan.drafts {
             self.queue.unlink(draft).map_err(|errno| Trouble::unable("unlink", draft.path(), errno))?;
+        }
+        for (kind, split, _) in self.queue.foreign()?.into_iter().filter(|(_, _, is_empty)| *is_empty) {
+            let unable = |errno| Trouble::unable("remove", format!("{}/{split}", kind.name()), errno);
+            self.queue.remove_foreign(kind, split).map_err(unable)?;
         }
         for number in plan.numbers {
             for (piece, problem) in self.owners_of(number)? {

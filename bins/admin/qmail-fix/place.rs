@@ -165,6 +165,30 @@ impl Queue {
         Ok(Queue { root, directories })
     }
 
+    /// Directories of another split, and whether nothing is in them. What is in one may be a message that is still
+    /// to be moved.
+    pub fn foreign(&self) -> Result<Vec<(Kind, u64, bool)>, Trouble> {
+        let mut found = Vec::new();
+        for ((kind, split), directory) in self.directories.iter().filter(|((_, split), _)| *split >= SPLIT) {
+            let unable = |errno| Trouble::unable("list", format!("{}/{split}", kind.name()), errno);
+            if fstat(directory).map_err(unable)?.st_nlink == 0 {
+                continue; // we have just removed it
+            }
+            let inside = names(directory).map_err(unable)?;
+            found.push((*kind, *split, inside.iter().all(|name| matches!(name.as_slice(), b"." | b".."))));
+        }
+        Ok(found)
+    }
+
+    /// An empty directory of another split.
+    pub fn remove_foreign(&self, kind: Kind, split: u64) -> Result<(), Errno> {
+        let top = open_directory(&self.root, kind.name())?;
+        match unlinkat(&top, split.to_string().as_str(), UnlinkatFlags::RemoveDir) {
+            Err(Errno::ENOENT | Errno::ENOTEMPTY | Errno::EEXIST) => Ok(()), // it stays in the list
+            other => other.and_then(|()| fd::fsync(&top)),
+        }
+    }
+
     fn directory(&self, piece: Piece) -> Result<BorrowedFd<'_>, Errno> {
         self.directories.get(&(piece.kind, piece.split)).map(AsFd::as_fd).ok_or(Errno::ENOENT)
     }

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use crate::profile::{
-    Access as May, CREATE, EXECUTE, LIST, MKDIR, MOVE, Network, Profile, READ, TRUNCATE, UNLINK, WRITE,
+    Access as May, CREATE, EXECUTE, LIST, MKDIR, MOVE, Network, Profile, READ, RMDIR, TRUNCATE, UNLINK, WRITE,
 };
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, NetPort, PathBeneath, Ruleset,
@@ -42,7 +42,7 @@ pub fn restrict(profile: &Profile, places: &[(OwnedFd, May)], ports: &[u16]) -> 
 }
 
 fn rights(may: May) -> BitFlags<AccessFs> {
-    let table: [(May, AccessFs); 9] = [
+    let table: [(May, AccessFs); 10] = [
         (READ, AccessFs::ReadFile),
         (LIST, AccessFs::ReadDir),
         (WRITE, AccessFs::WriteFile),
@@ -51,6 +51,7 @@ fn rights(may: May) -> BitFlags<AccessFs> {
         (UNLINK, AccessFs::RemoveFile),
         (MOVE, AccessFs::Refer),
         (MKDIR, AccessFs::MakeDir),
+        (RMDIR, AccessFs::RemoveDir),
         (EXECUTE, AccessFs::Execute),
     ];
     table.iter().filter(|(bit, _)| may & bit != 0).map(|(_, right)| *right).collect()

@@ -17,11 +17,13 @@ pub const UNLINK: Access = 1 << 5;
 pub const MOVE: Access = 1 << 6;
 pub const MKDIR: Access = 1 << 7;
 pub const EXECUTE: Access = 1 << 8;
+/// Remove empty directories.
+pub const RMDIR: Access = 1 << 10;
 /// Read what symbolic links directly in it lead to when the jail closes. (Who writes replaces the link.)
 pub const LINKS: Access = 1 << 9;
 
 /// Each with its word in the table.
-pub const WORDS: [(Access, &str); 10] = [
+pub const WORDS: [(Access, &str); 11] = [
     (READ, "read"),
     (LIST, "list"),
     (WRITE, "write"),
@@ -30,6 +32,7 @@ pub const WORDS: [(Access, &str); 10] = [
     (UNLINK, "unlink"),
     (MOVE, "move"),
     (MKDIR, "mkdir"),
+    (RMDIR, "rmdir"),
     (EXECUTE, "execute"),
     (LINKS, "(its links: read)"),
 ];

@@ -12,8 +12,8 @@ use crate::calls::{
     SYNC, TALK, TERMINAL, UNIX, UNLINK as REMOVE,
 };
 use crate::profile::{
-    Access, CREATE, EXECUTE, LINKS, LIST, Lot, MKDIR, MOVE, Network, Place, Profile, READ, TRUNCATE, UNLINK,
-    WRITE, Where,
+    Access, CREATE, EXECUTE, LINKS, LIST, Lot, MKDIR, MOVE, Network, Place, Profile, READ, RMDIR, TRUNCATE,
+    UNLINK, WRITE, Where,
     Where::{Given, Home, Path},
 };
 
@@ -348,7 +348,7 @@ pub static QMAIL_QSTAT: Profile =
     Profile::limits("qmail-qstat", "root, or group qmail", "a shell script: find, wc and the like");
 
 pub static QMAIL_FIX: Profile = Profile::jail("qmail-fix", "root, or the owner")
-    .files(&[own(&[place(Given(QUEUE), READ | LIST | WRITE | TRUNCATE | CREATE | UNLINK | MOVE)])]);
+    .files(&[own(&[place(Given(QUEUE), READ | LIST | WRITE | TRUNCATE | CREATE | UNLINK | MOVE | RMDIR)])]);
 
 pub static QMAIL_TCPTO: Profile = Profile::jail("qmail-tcpto", "root or qmailr")
     .files(&[own(&[place(Home("queue/lock/tcpto"), READ | WRITE)])]);
