@@ -377,6 +377,29 @@ class Killed(Case):
                     queue.__exit__()
         self.assertGreater(tried, 15)
 
+    def test_a_queue_that_was_copied_after_a_killed_run_loses_nobody(self):
+        """The message on its way has yet another inode in the copy."""
+        if os.geteuid() != 0 or not shutil.which("strace"):
+            self.skipTest("only root may trace a program that made itself undumpable")
+        harness.needs_static("qmail-fix")
+        for call, every, copy in (("renameat", 3, ["cp", "-a"]),
+                                  ("linkat", 6, ["cp", "-a"]), ("unlinkat", 6, ["cp", "-a"]),
+                                  ("linkat", 6, ["cp", "-r", "--preserve=mode,ownership,timestamps"]),
+                                  ("unlinkat", 6, ["cp", "-r", "--preserve=mode,ownership,timestamps"])):
+            for n in range(1, self.points(call) + 1, every):
+                with self.subTest(call=call, n=n, copy=copy):
+                    queue = self.make()
+                    wanted = self.mess(queue)
+                    self.assertNotEqual(self.run_killed(queue, call, n, "-r"), 0)
+                    subprocess.run([*copy, queue.file("queue"), queue.file("copy")], check=True)
+                    os.rename(queue.file("queue"), queue.file("old"))  # keeps its inodes in use
+                    os.rename(queue.file("copy"), queue.file("queue"))
+                    self.assertTrue(self.fix(queue, "-r"))
+                    self.assertFalse(queue.there("lock/fixing") or queue.there("lock/placing"))
+                    self.assertEqual(self.fix(queue), [])
+                    self.assertEqual(self.delivered(queue), wanted)
+                    queue.__exit__()
+
     def test_an_acceptance_that_was_killed_can_be_made_again(self):
         if os.geteuid() != 0 or not shutil.which("strace"):
             self.skipTest("only root may trace a program that made itself undumpable")

@@ -14,6 +14,7 @@
 //! may work: N is taken until mess is renamed, when all else is, and M is an inode in use, which no new message gets.
 #![forbid(unsafe_code)]
 
+use crate::judge::measure;
 use crate::place::{Kind, Name, Piece, Queue, is_file};
 use crate::problem::{Mend, Problem};
 use nix::errno::Errno;
@@ -40,13 +41,14 @@ impl Plan {
     pub fn make(queue: &Queue) -> Result<Plan, Trouble> {
         let mut plan = Plan::default();
         let mut messages: BTreeMap<Number, Vec<Piece>> = BTreeMap::new();
+        let mut waiting: BTreeMap<Number, Vec<(Piece, Number)>> = BTreeMap::new();
         let mut targets = BTreeSet::new();
         for piece in queue.pieces()? {
             match piece.name {
                 Name::Of(number) => messages.entry(number).or_default().push(piece),
-                Name::Moving(_, to) => {
+                Name::Moving(from, to) => {
                     plan.moving = true;
-                    targets.insert(to);
+                    waiting.entry(from).or_default().push((piece, to));
                     plan.say(piece, "is on its way to another number", "goes on");
                 }
                 Name::Lost(_) => {
@@ -60,6 +62,10 @@ impl Plan {
         }
         for (number, pieces) in &messages {
             plan.place(queue, *number, pieces, &mut targets)?;
+        }
+        for (from, pieces) in &waiting {
+            let staying = messages.get(from).map(Vec::as_slice).unwrap_or_default();
+            plan.follow(queue, *from, pieces, staying, &mut targets)?;
         }
         for (number, pieces) in messages.iter().filter(|(number, _)| targets.contains(number)) {
             if !pieces.iter().any(|piece| piece.kind == Kind::Mess) {
@@ -139,6 +145,42 @@ impl Plan {
         Ok(())
     }
 
+    /// What an earlier run left on its way goes where the message itself goes, or is: the queue may have been copied
+    /// since, and the message has another inode than was expected.
+    fn follow(
+        &mut self,
+        queue: &Queue,
+        from: Number,
+        pieces: &[(Piece, Number)],
+        staying: &[Piece],
+        targets: &mut BTreeSet<Number>,
+    ) -> Result<(), Trouble> {
+        let unable = |piece: Piece, errno| Trouble::unable("look at", piece.path(), errno);
+        let goal = if let Some((mess, _)) = pieces.iter().find(|(piece, _)| piece.kind == Kind::Mess) {
+            queue.stat(*mess).map_err(|errno| unable(*mess, errno))?.filter(is_file).map(|found| found.st_ino)
+        } else if let Some(mess) = staying.iter().find(|piece| piece.kind == Kind::Mess) {
+            let moves = self.moves.iter().find(|(piece, _)| piece == mess);
+            Some(match moves {
+                Some((_, Name::Moving(_, to))) => *to,
+                _ => from,
+            })
+        } else {
+            None
+        };
+        for (piece, to) in pieces {
+            // Beside another of its kind it would replace that; alone it is a rest, and is said to be one.
+            let is_double = goal.is_some()
+                && !pieces.iter().any(|(piece, _)| piece.kind == Kind::Mess)
+                && staying.iter().any(|other| other.kind == piece.kind);
+            let goal = goal.filter(|_| !is_double).unwrap_or(*to);
+            targets.insert(goal);
+            if goal != *to {
+                self.moves.push((*piece, Name::Moving(from, goal)));
+            }
+        }
+        Ok(())
+    }
+
     /// The first phase: everything that is to move gets a name that nobody else takes for a message's.
     pub fn stage(&self, queue: &Queue, mut step: impl FnMut()) -> Result<(), Trouble> {
         let unable = |piece: Piece, errno| Trouble::unable("rename", piece.path(), errno);
@@ -175,7 +217,7 @@ pub fn place(queue: &Queue, mut step: impl FnMut()) -> Result<(), Trouble> {
         let unable = |errno| Trouble::unable("link", format!("{} to {}", piece.path(), target.path()), errno);
         match queue.link(*piece, target) {
             Ok(()) => {}
-            Err(Errno::EEXIST) if is_same(queue, *piece, target) => {}
+            Err(Errno::EEXIST) if is_same(queue, *piece, target).map_err(unable)? => {}
             Err(errno) => return Err(unable(errno)),
         }
         step();
@@ -187,9 +229,14 @@ pub fn place(queue: &Queue, mut step: impl FnMut()) -> Result<(), Trouble> {
     queue.sync_all(&Kind::ALL)
 }
 
-fn is_same(queue: &Queue, one: Piece, other: Piece) -> bool {
-    match (queue.stat(one), queue.stat(other)) {
-        (Ok(Some(one)), Ok(Some(other))) => one.st_ino == other.st_ino && one.st_dev == other.st_dev,
-        _ => false,
+/// One file under both names, or, where a copy was made without its links, two of the same content.
+fn is_same(queue: &Queue, one: Piece, other: Piece) -> Result<bool, Errno> {
+    let (Some(first), Some(second)) = (queue.stat(one)?, queue.stat(other)?) else { return Ok(false) };
+    if first.st_ino == second.st_ino && first.st_dev == second.st_dev {
+        return Ok(true);
     }
+    if !is_file(&first) || !is_file(&second) || first.st_size != second.st_size {
+        return Ok(false);
+    }
+    Ok(measure(queue, one)? == measure(queue, other)?)
 }
