@@ -163,12 +163,39 @@ class Checks(Case):
                                       (intd, S, 1)):
             if number == info:
                 sender = b""  # what was left of it has no end
+            unreadable = ", records that cannot be read: 1" if number == cut else ""
             self.assertEqual(self.fix(queue, "-a", str(number)),
-                             [f"msg {number}: accepted from <{sender.decode()}>, recipients left: {count}"])
+                             [f"msg {number}: accepted from <{sender.decode()}>, recipients left: {count}{unreadable}"])
             self.assertEqual(self.fix(queue, "-a", str(number)), [f"msg {number}: is not kept aside"])
         self.assertEqual(self.fix(queue), [])
         self.assertEqual(self.delivered(queue), {
             (b"A@local.example", text): 2, (A, text): 4, (X, text): 1, (A, text.upper()): 1})
+
+    def test_what_nobody_can_be_read_in_is_not_accepted(self):
+        queue = self.make()
+        numbers = []
+        for spoil in (lambda b: b"", lambda b: bytes(len(b)), lambda b: b[:b.index(b"T")]):
+            numbers.append(queue.todo(S, [A, X], pull=False))
+            queue.write(f"queue/todo/{numbers[-1]}", spoil(queue.read(f"todo/{numbers[-1]}")))
+        numbers.append(queue.todo(S, [A], pull=False))
+        queue.write(f"queue/intd/{numbers[-1]}", b"")
+        for spoil in (lambda b: b"", lambda b: bytes(len(b)), lambda b: b.replace(b"\0", b" ")):
+            for more in ({}, {"remote": [b"D" + X]}):
+                numbers.append(queue.preprocessed(S, local=[b"T" + A, b"D" + B], **more))
+                name = split("local", numbers[-1])
+                queue.write("queue/" + name, spoil(queue.read(name)), 0o600)
+        numbers.append(queue.preprocessed(S))
+        queue.write("queue/" + split("info", numbers[-1]), b"", 0o600)
+        some = queue.preprocessed(S, local=[b"T" + A, b"T" + B], remote=[b"T" + X])
+        queue.write("queue/" + split("remote", some), bytes(7), 0o600)
+        before = {name: queue.read(name) for name in queue.left()}
+        for number in numbers:
+            result = harness.run(["qmail-fix", "-a", str(number)], env=queue.env)
+            self.assertEqual((result.code, result.out, result.err), (
+                111, b"", b"qmail-fix: fatal: nobody can be read in it; message %d stays aside\n" % number))
+        self.assertEqual({name: queue.read(name) for name in queue.left()}, before)
+        self.assertEqual(self.fix(queue, "-a", str(some)),
+                         [f"msg {some}: accepted from <{S.decode()}>, recipients left: 2, records that cannot be read: 7"])
 
     def test_what_no_message_is_for_is_said(self):
         queue = self.make()
@@ -530,8 +557,9 @@ class SystemHome(Case):
             f.write("root's\n")
         os.chmod(secret, 0o600)
         number = self.message(queue, local=[b"T" + A])
-        os.rmdir(queue.file("queue/mess/3"))
-        os.symlink(victim, queue.file("queue/mess/3"))
+        other = "queue/mess/3" if number % 23 != 3 else "queue/mess/4"
+        os.rmdir(queue.file(other))
+        os.symlink(victim, queue.file(other))
         os.symlink(secret, queue.file("queue/" + split("mess", 23 * 10**6)))
         os.unlink(queue.file("queue/" + split("local", number)))
         os.link(secret, queue.file("queue/" + split("local", number)))

@@ -28,6 +28,8 @@ pub struct Accepted {
     pub sender: Vec<u8>,
     /// Who is left to be delivered to.
     pub recipients: u64,
+    /// Records in which nothing can be read.
+    pub unreadable: u64,
 }
 
 pub fn accept(queue: &Queue, ids: &Ids, number: Number) -> Result<Accepted, Trouble> {
@@ -44,7 +46,10 @@ pub fn accept(queue: &Queue, ids: &Ids, number: Number) -> Result<Accepted, Trou
     } else {
         return Err(Trouble::temporary(format!("nothing says whom message {number} is for")));
     };
-    accepted.map_err(|(piece, errno)| Trouble::unable("write", piece.path(), errno))
+    // With nobody to deliver to, qmail-send would take it for delivered, and remove it.
+    accepted
+        .map_err(|(piece, errno)| Trouble::unable("write", piece.path(), errno))?
+        .ok_or_else(|| Trouble::temporary(format!("nobody can be read in it; message {number} stays aside")))
 }
 
 type Outcome<T> = Result<T, (Piece, Errno)>;
@@ -59,10 +64,13 @@ fn seal(queue: &Queue, number: Number, envelope: Hash) -> Outcome<Commit> {
     Ok(Commit { length, message, envelope })
 }
 
-/// todo/N and intd/N with what can be read of the one that is there.
-fn envelope_anew(queue: &Queue, ids: &Ids, number: Number, from: Kind) -> Outcome<Accepted> {
+/// todo/N and intd/N with what can be read of the one that is there; None when that is nobody.
+fn envelope_anew(queue: &Queue, ids: &Ids, number: Number, from: Kind) -> Outcome<Option<Accepted>> {
     let from = Piece::at(from, number);
     let found = at(from, Envelope::read(queue, from))?;
+    if found.recipients.is_empty() {
+        return Ok(None);
+    }
     let sender = found.sender.unwrap_or_default(); // what fails is then told to the postmaster
     let mut records = envelope::record(b'F', &sender);
     for recipient in &found.recipients {
@@ -81,7 +89,7 @@ fn envelope_anew(queue: &Queue, ids: &Ids, number: Number, from: Kind) -> Outcom
     at(new_todo, queue.unlink(new_todo).and_then(|()| queue.link(new_intd, new_todo)))?;
     at(intd, queue.rename(new_intd, intd.name).and_then(|()| queue.sync(intd)))?;
     at(todo, queue.rename(new_todo, todo.name).and_then(|()| queue.sync(todo)))?;
-    Ok(Accepted { sender, recipients: found.recipients.len() as u64 })
+    Ok(Some(Accepted { sender, recipients: found.recipients.len() as u64, unreadable: found.unreadable }))
 }
 
 /// Owner, mode and times, and all of it on disk.
@@ -94,8 +102,9 @@ fn finish(file: &OwnedFd, ids: &Ids, kind: Kind, like: Option<&FileStat>) -> Res
     fd::fsync(file)
 }
 
-/// The lists that are there, with all recipients that can be read, and info, last of all.
-fn lists_anew(queue: &Queue, ids: &Ids, number: Number) -> Outcome<Accepted> {
+/// The lists that are there, with all recipients that can be read, and info, last of all. None when nobody is left
+/// and somebody may have been.
+fn lists_anew(queue: &Queue, ids: &Ids, number: Number) -> Outcome<Option<Accepted>> {
     let info = Piece::at(Kind::Info, number);
     let old = match queue.open_file(info) {
         Ok(file) => {
@@ -107,14 +116,25 @@ fn lists_anew(queue: &Queue, ids: &Ids, number: Number) -> Outcome<Accepted> {
     };
     // Without one, what fails is told to the postmaster.
     let sender = old.as_ref().and_then(|(_, bytes)| sender(bytes)).unwrap_or_default();
+    let mut lists = Vec::new();
+    for way in Way::BOTH {
+        let piece = Piece::at(list_kind(way), number);
+        lists.push((piece, read_list(queue, piece)?));
+    }
+    let read = || lists.iter().filter_map(|(_, list)| list.as_ref());
+    let left = |list: &Old| list.recipients.iter().filter(|(is_done, _)| !is_done).count() as u64;
+    let (recipients, unreadable) = (read().map(left).sum(), read().map(|list| list.unreadable).sum());
+    // Without lists it was delivered to its end, if info can be believed.
+    let is_info_whole = old.as_ref().is_some_and(|(_, bytes)| Info::parse(bytes).is_ok());
+    let is_doubtful = unreadable > 0 || (read().next().is_none() && !is_info_whole);
+    if recipients == 0 && is_doubtful {
+        return Ok(None);
+    }
     let commit = seal(queue, number, [0; 32])?;
     let mut hashes = [None, None];
-    let mut recipients = 0;
-    for (way, hash) in Way::BOTH.into_iter().zip(&mut hashes) {
-        let piece = Piece::at(list_kind(way), number);
-        if let Some((new, left)) = list_anew(queue, ids, piece, &commit)? {
-            *hash = Some(new);
-            recipients += left;
+    for ((piece, list), hash) in lists.iter().zip(&mut hashes) {
+        if let Some(list) = list {
+            *hash = Some(list_anew(queue, ids, *piece, list, &commit)?);
         }
     }
     let [local, remote] = &hashes;
@@ -130,7 +150,7 @@ fn lists_anew(queue: &Queue, ids: &Ids, number: Number) -> Outcome<Accepted> {
     let file = at(new, queue.create(new))?;
     at(new, fd::write_all(&file, &whole).and_then(|()| finish(&file, ids, Kind::Info, Some(&birth))))?;
     at(info, queue.rename(new, info.name).and_then(|()| queue.sync(info)))?;
-    Ok(Accepted { sender, recipients })
+    Ok(Some(Accepted { sender, recipients, unreadable }))
 }
 
 /// What stands behind the `F`, whatever comes then.
@@ -139,37 +159,54 @@ fn sender(info: &[u8]) -> Option<Vec<u8>> {
     Info::parse(first).ok().map(|info| info.sender)
 }
 
-/// The list with the tail that it should have; its hash, and how many are left on it. None when there is none.
-fn list_anew(queue: &Queue, ids: &Ids, piece: Piece, commit: &Commit) -> Outcome<Option<(Hash, u64)>> {
+/// What can be read of a list.
+struct Old {
+    stat: FileStat,
+    /// Whether each is done, and his address.
+    recipients: Vec<(bool, Vec<u8>)>,
+    unreadable: u64,
+}
+
+/// None when there is none.
+fn read_list(queue: &Queue, piece: Piece) -> Outcome<Option<Old>> {
     let file = match queue.open_file(piece) {
         Ok(file) => file,
         Err(Errno::ENOENT) => return Ok(None),
         Err(errno) => return Err((piece, errno)),
     };
-    let (old, shape) = (at(piece, fstat(&file))?, at(piece, Shape::of(&file))?);
+    let (stat, shape) = (at(piece, fstat(&file))?, at(piece, Shape::of(&file))?);
     let bytes = at(piece, fd::read_to_end(file, LIST_MAX))?;
     let end = usize::try_from(shape.records).unwrap_or(usize::MAX).min(bytes.len());
     let (text, marks) = bytes.split_at_checked(end).unwrap_or((&bytes, &[]));
-    let records: Vec<&[u8]> =
-        text.split(|b| *b == 0).filter(|r| matches!(r.first(), Some(b'T' | b'D'))).collect();
+    let is_record = |r: &&[u8]| matches!(r.first(), Some(b'T' | b'D'));
+    let all = text.strip_suffix(b"\0").map(|text| text.split(|b| *b == 0)).into_iter().flatten();
+    let (records, others): (Vec<&[u8]>, Vec<&[u8]>) = all.partition(is_record);
+    // One that was cut off stands where the tail should be; and a list without any was more than nothing.
+    let is_cut = shape.tail == Tail::Broken && is_record(&marks);
+    let unreadable = others.len() as u64 + u64::from(is_cut);
+    let unreadable = if records.is_empty() { unreadable.max(1) } else { unreadable };
     // Who is done: as the marks say, or the letters of an old qmail-send. In doubt nobody is.
     let is_done = |index: usize, record: &[u8]| match shape.tail {
         Tail::Marks(count) => count == records.len() as u64 && marks.get(index) == Some(&MARKED),
         Tail::None => record.starts_with(b"D"),
         Tail::Broken => false,
     };
+    let read = |(index, record): (usize, &&[u8])| {
+        (is_done(index, record), record.get(1..).unwrap_or_default().to_vec())
+    };
+    Ok(Some(Old { stat, recipients: records.iter().enumerate().map(read).collect(), unreadable }))
+}
+
+/// The list with the tail that it should have; its hash.
+fn list_anew(queue: &Queue, ids: &Ids, piece: Piece, old: &Old, commit: &Commit) -> Outcome<Hash> {
     let (mut done, mut whole) = (Vec::new(), Vec::new());
-    for (index, record) in records.iter().enumerate() {
-        let is_done = is_done(index, record);
-        if is_done {
+    for (index, (is_done, address)) in old.recipients.iter().enumerate() {
+        if *is_done {
             done.push(index as u64);
         }
-        whole.extend_from_slice(&envelope::record(
-            if is_done { b'D' } else { b'T' },
-            record.get(1..).unwrap_or_default(),
-        ));
+        whole.extend_from_slice(&envelope::record(if *is_done { b'D' } else { b'T' }, address));
     }
-    let (count, tag) = (records.len() as u64, tag(Some(commit)));
+    let (count, tag) = (old.recipients.len() as u64, tag(Some(commit)));
     let mut meter = ListMeter::default();
     meter.update(&whole);
     meter.update_tail(count, &tag);
@@ -179,7 +216,7 @@ fn list_anew(queue: &Queue, ids: &Ids, piece: Piece, commit: &Commit) -> Outcome
     let file = at(new, queue.create(new))?;
     at(new, fd::write_all(&file, &whole))?;
     at(new, write_tail(count, &done, &tag, |bytes| fd::write_all(&file, bytes)))?;
-    at(new, finish(&file, ids, piece.kind, Some(&old)))?;
+    at(new, finish(&file, ids, piece.kind, Some(&old.stat)))?;
     at(piece, queue.rename(new, piece.name).and_then(|()| queue.sync(piece)))?;
-    Ok(Some((hash, count - done.len() as u64)))
+    Ok(hash)
 }

@@ -136,6 +136,8 @@ pub struct Envelope {
     pub sender: Option<Vec<u8>>,
     pub recipients: Vec<Vec<u8>>,
     pub commit: Option<Commit>,
+    /// Records that are none.
+    pub unreadable: u64,
     /// It is what an old or a new writer wrote, as far as it can say.
     pub sound: bool,
 }
@@ -143,8 +145,15 @@ pub struct Envelope {
 impl Envelope {
     pub fn read(queue: &Queue, piece: Piece) -> Result<Envelope, Errno> {
         let mut file = Reader::new(queue.open_file(piece)?);
-        let mut found =
-            Envelope { uid: 0, pid: 0, sender: None, recipients: Vec::new(), commit: None, sound: false };
+        let mut found = Envelope {
+            uid: 0,
+            pid: 0,
+            sender: None,
+            recipients: Vec::new(),
+            commit: None,
+            unreadable: 0,
+            sound: false,
+        };
         let (mut meter, mut is_sealed, mut broken) = (Meter::new(), false, false);
         loop {
             let ended = found.commit.is_some();
@@ -167,7 +176,11 @@ impl Envelope {
                 Some(Record::Commit(commit)) if found.commit.is_none() => found.commit = Some(commit),
                 None => break,
                 // What stands behind it may still be read, should somebody accept it as it lies.
-                Some(Record::Sender(_) | Record::Commit(_) | Record::Bad) => broken = true,
+                Some(Record::Sender(_) | Record::Commit(_)) => broken = true,
+                Some(Record::Bad) => {
+                    found.unreadable += 1;
+                    broken = true;
+                }
             }
         }
         found.sound = !broken

@@ -376,7 +376,12 @@ impl Fixer<'_> {
         }
         let accepted = accept::accept(&self.queue, self.ids, number)?;
         let sender = qmail::queue::report::log_safe(&accepted.sender);
-        Ok(format!("msg {number}: accepted from <{sender}>, recipients left: {}\n", accepted.recipients))
+        let unreadable = match accepted.unreadable {
+            0 => String::new(),
+            count => format!(", records that cannot be read: {count}"),
+        };
+        let left = accepted.recipients;
+        Ok(format!("msg {number}: accepted from <{sender}>, recipients left: {left}{unreadable}\n"))
     }
 }
 
