@@ -1,6 +1,7 @@
 """qmail-lspawn from outside: requests on fd 0, reports on fd 1, a fake qmail-local in between."""
 
 import os
+import signal
 import subprocess
 import unittest
 
@@ -252,6 +253,22 @@ class InAnOwnHome(unittest.TestCase):
             self.assertEqual(reports(process.stdout.read()), {3: b"K"})
         self.assertFalse(os.path.exists(self.home.file("queue/lock/x")))
         os.unlink(name)
+
+    def test_who_is_to_become_qmail_local_ends_with_the_process_beside_it(self):
+        self.fakes.script("qmail-local", "echo $6 >>$FAKES/ran")
+        self.getpw('touch $FAKES/asked; until [ -e $FAKES/go ] || [ ! -e $FAKES/asked ]; do sleep 0.01; done\n'
+                   'printf "%s\\0" user 1 2 /home "" ""')
+        process = self.start()
+        process.stdin.write(self.to("other@h"))
+        harness.wait_for(lambda: os.path.exists(self.fakes.file("asked")), "the question")
+        beside, = spawners.children_of(process.pid)
+        becoming, = spawners.children_of(beside)
+        os.kill(beside, signal.SIGKILL)
+        harness.wait_for(lambda: not spawners.lives(becoming), "who asked to end, without an answer")
+        self.fakes.script("go", "")
+        process.stdin.close()
+        self.assertEqual(reports(process.stdout.read())[3][:1], b"Z")
+        self.assertEqual(self.ran(), [])
 
     def ran(self):
         try:

@@ -14,17 +14,15 @@
 #![forbid(unsafe_code)]
 
 use jail::{Jail, programs};
-use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{Gid, Uid};
+use nix::unistd::{Gid, Pid, Uid};
 use qmail::assign::{self, User};
 use qmail::cdb;
 use qmail::home::{Account, Home};
 use qmail::program::{self, Args};
 use qmail::spawn::ledger::Ledger;
 use qmail::spawn::report::{self, local as code};
-use qmail::spawn::{self, Delivery, Request, serve};
-use qmail::sys::memory::die_with_parent;
+use qmail::spawn::{self, Delivery, Request, serve, stay_with};
 use qmail::sys::process::{Command, End, become_user, wait};
 use qmail::trouble::Trouble;
 use qmail::{exits, fd};
@@ -90,9 +88,9 @@ impl Delivery for Local {
         vec![report::of_local(end, output); count]
     }
 
-    fn run(&self, requests: &[Request], message: OwnedFd, output: OwnedFd) -> i32 {
+    fn run(&self, requests: &[Request], message: OwnedFd, output: OwnedFd, beside: Pid) -> i32 {
         match requests {
-            [request] => self.deliver(request, &message, &output),
+            [request] => self.deliver(request, &message, &output, beside),
             _ => code::BUG,
         }
     }
@@ -100,7 +98,7 @@ impl Delivery for Local {
 
 impl Local {
     /// In the child. Gives an exit code of the report table, or becomes qmail-local.
-    fn deliver(&self, request: &Request, message: &OwnedFd, output: &OwnedFd) -> i32 {
+    fn deliver(&self, request: &Request, message: &OwnedFd, output: &OwnedFd, beside: Pid) -> i32 {
         let (local, domain) = request.local_and_domain();
         if local.is_empty() {
             return exits::SUCCESS; // nobody to deliver to
@@ -112,8 +110,9 @@ impl Local {
         if let Err(code) = self.become_recipient(&user) {
             return code;
         }
-        // Nobody would hear what came of it. (A change of user would undo this.)
-        die_with_parent(Signal::SIGKILL as i32);
+        if !stay_with(beside) {
+            return exits::TEMPORARY;
+        }
         let argv: [&[u8]; 10] = [
             b"bin/qmail-local",
             b"--",

@@ -12,14 +12,12 @@
 #![forbid(unsafe_code)]
 
 use jail::{Jail, programs};
-use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::Uid;
+use nix::unistd::{Pid, Uid};
 use qmail::home::Home;
 use qmail::program::{self, Args};
 use qmail::spawn::ledger::Ledger;
 use qmail::spawn::{self, Delivery, Request, report, serve};
-use qmail::sys::memory::die_with_parent;
 use qmail::sys::process::{Command, End};
 use qmail::trouble::Trouble;
 use qmail::{environ, exits, fd};
@@ -112,14 +110,13 @@ impl Delivery for Remote {
     }
 
     /// In the child: becomes `qmail-remote host sender recipient…`.
-    fn run(&self, requests: &[Request], message: OwnedFd, output: OwnedFd) -> i32 {
+    fn run(&self, requests: &[Request], message: OwnedFd, output: OwnedFd, _beside: Pid) -> i32 {
         let Some(first) = requests.first() else { return exits::TEMPORARY };
         let (name, path) = match &self.replacement {
             Some(name) => (name.clone(), program::find(name)),
             None => (b"qmail-remote".to_vec(), Some(program::find_in(&self.home, "qmail-remote"))),
         };
         let Some(path) = path else { return exits::TEMPORARY };
-        die_with_parent(Signal::SIGKILL as i32); // nobody would hear what came of it
         let (_, host) = first.local_and_domain();
         let mut argv: Vec<&[u8]> = vec![&name, host, &first.sender];
         argv.extend(requests.iter().map(|r| r.recipient.as_slice()));

@@ -11,7 +11,7 @@ pub mod request;
 mod serve;
 
 pub use request::Request;
-pub use serve::{Delivery, serve};
+pub use serve::{Delivery, serve, stay_with};
 
 use crate::environ;
 

@@ -9,6 +9,7 @@
 use super::ledger::{Claim, Claimed, Earlier, Key, Ledger, Message};
 use super::request::{Parser, Request};
 use super::{TOGETHER_BYTES, TOGETHER_MAX, report};
+use crate::sys::memory::die_with_parent;
 use crate::sys::process::{self, End, fork_child};
 use crate::sys::signal;
 use crate::trouble::Trouble;
@@ -47,8 +48,9 @@ pub trait Delivery {
     /// Bytes of the output of a child with `count` requests that matter; the rest is read and dropped.
     fn keep(&self, count: usize) -> usize;
     /// The work of the child, which becomes the delivery program; gives an exit code if it cannot.
-    /// `output` is the pipe to be its fd 1 and 2, `message` its fd 0.
-    fn run(&self, requests: &[Request], message: OwnedFd, output: OwnedFd) -> i32;
+    /// `output` is the pipe to be its fd 1 and 2, `message` its fd 0. It ends with the process `beside` it, but a
+    /// change of user undoes that: `stay_with` again.
+    fn run(&self, requests: &[Request], message: OwnedFd, output: OwnedFd, beside: Pid) -> i32;
     /// One report, letter and text, for each of `count` requests that were run together.
     fn reports(&self, end: End, output: &[u8], count: usize) -> Vec<Vec<u8>>;
 }
@@ -425,6 +427,13 @@ fn beside<D: Delivery>(
     exits::SUCCESS
 }
 
+/// From now on this process ends with its parent: nobody would hear what comes of a delivery, and it would be made
+/// again. False when the parent has ended before.
+pub fn stay_with(parent: Pid) -> bool {
+    die_with_parent(Signal::SIGKILL as i32);
+    Pid::parent() == parent
+}
+
 /// Runs the delivery program to its end; a report for each request.
 fn deliver<D: Delivery>(
     delivery: &D,
@@ -432,7 +441,11 @@ fn deliver<D: Delivery>(
     message: OwnedFd,
 ) -> Result<Vec<Vec<u8>>, &'static [u8]> {
     let (read, write) = fd::pipe().map_err(|_| NO_PIPE)?;
-    let pid = fork_child(|| delivery.run(requests, message, write)).map_err(|_| NO_FORK)?;
+    let ours = Pid::this();
+    let pid = fork_child(|| {
+        if stay_with(ours) { delivery.run(requests, message, write, ours) } else { exits::TEMPORARY }
+    })
+    .map_err(|_| NO_FORK)?;
     let keep = delivery.keep(requests.len());
     let (mut output, mut chunk) = (Vec::new(), [0u8; READ_SIZE]);
     while let Ok(n @ 1..) = fd::read(&read, &mut chunk) {
@@ -499,7 +512,7 @@ mod tests {
         fn keep(&self, _count: usize) -> usize {
             0
         }
-        fn run(&self, _requests: &[Request], _message: OwnedFd, _output: OwnedFd) -> i32 {
+        fn run(&self, _requests: &[Request], _message: OwnedFd, _output: OwnedFd, _beside: Pid) -> i32 {
             0
         }
         fn reports(&self, _end: End, _output: &[u8], count: usize) -> Vec<Vec<u8>> {
