@@ -22,6 +22,7 @@ PARTS = (
     "kills",
     "damage",
     "disk",
+    "clock",
     "hosts",
     "doors",
 )

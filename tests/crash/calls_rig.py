@@ -532,7 +532,8 @@ class World:
 
     def __init__(self, home, tools, answer, cleaner=None, script=None):
         """answer(request): a report. cleaner: a running qmail-clean (Cleaner), or None: played here. script(world):
-        called when there is nothing to do; True when it has done something (sent a signal), False: let time pass."""
+        called when there is nothing to do; True when it has done something (sent a signal), False: let time pass; a byte:
+        what the tracer is to be told."""
         self.home, self.tools, self.answer, self.cleaner, self.script = home, tools, answer, cleaner, script
         self.requests, self.bounces, self.jumps, self.passed, self.stuck = [], [], 0, 0, None
         self.stopping = False
@@ -595,8 +596,8 @@ class World:
                     self.data[fd] += chunk
         if self._clean() or self._deliver() or self._bounce():
             return b"g"
-        if self.script and self.script(self):
-            return b"g"
+        if self.script and (said := self.script(self)):
+            return said if isinstance(said, bytes) else b"g"
         if milliseconds is None:
             return b"j"
         self.jumps += 1

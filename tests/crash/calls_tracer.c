@@ -7,7 +7,9 @@
  *     -p PROCESS -n NUMBER -f FAULT the fault, at this call of this process
  *     -t SECONDS  all clocks of the program are ahead by so much; it sleeps in no time
  *     -w IN,OUT   before the first process waits in poll, eight bytes go to OUT: for how many milliseconds it would
- *                 (-1: for ever); one byte comes from IN: g it looks again, j the clocks go on and it has waited
+ *                 (-1: for ever); one byte comes from IN: g it looks again, j the clocks go on and it has waited;
+ *                 before that, the clock on the wall is set: f 40 hours forth, b 40 hours back, s the machine sleeps as long,
+ *                 u it was started as long before
  *     -W IN,OUT   the same, and before every poll they go there too, as -2
  *     -a          all that comes before the first SIGSTOP is not looked at
  *     -d SECONDS  everything is killed after this time
@@ -92,6 +94,8 @@ static FILE *report;
 static const char *fault_process, *fault;
 static int fault_call, faulted, hook_in = -1, hook_out = -1, hook_early, fake, asleep, started;
 static struct timespec ahead;
+static long on_the_wall, since_boot; /* seconds that only these clocks have gained */
+#define JUMP (40 * 3600L)
 static volatile sig_atomic_t too_late;
 
 static void die(const char *what)
@@ -283,7 +287,14 @@ static int hook(struct process *p)
 	struct user_regs_struct r;
 	if (write(hook_out, &p->milliseconds, 8) != 8)
 		return 0;
-	if (answered() == 'j') {
+	char answer = answered();
+	if (answer == 'f' || answer == 's')
+		on_the_wall += JUMP;
+	if (answer == 'b')
+		on_the_wall -= JUMP;
+	if (answer == 's' || answer == 'u')
+		since_boot += JUMP;
+	if (answer == 'j') {
 		if (p->milliseconds > 0)
 			go_on_by(p->milliseconds / 1000, p->milliseconds % 1000 * 1000000);
 		return 0;
@@ -355,6 +366,10 @@ static void leave(struct process *p, struct syscall_info *info)
 		struct timespec t;
 		if (!peek(p->pid, p->args[1], &t, sizeof t)) {
 			t.tv_sec += ahead.tv_sec;
+			if (p->args[0] == CLOCK_REALTIME || p->args[0] == CLOCK_REALTIME_COARSE)
+				t.tv_sec += on_the_wall;
+			if (p->args[0] == CLOCK_BOOTTIME)
+				t.tv_sec += since_boot;
 			t.tv_nsec += ahead.tv_nsec;
 			if (t.tv_nsec >= 1000000000) {
 				t.tv_nsec -= 1000000000;
