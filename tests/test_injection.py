@@ -390,6 +390,8 @@ ROWS = {
     "checkpassword-file": (LIMITS, ("joe", "checkpassword-file", "/dev/null", "true"), None),
     "qmail-showctl": (LANDLOCK, ("joe", "qmail-showctl"), NO_FILTER | {"control"}),
     "qmail-qread": (LANDLOCK, ("qmails", "qmail-qread"), NO_FILTER),
+    "qmail-fix": (LANDLOCK, ("root", "qmail-fix"), ROOT_TOO | {"a message"} | queue(
+        *(f"{verb} mess/0 intd todo pid info/0 local/0 remote/0 bounce lock" for verb in ("make", "write", "unlink")))),
     "qmail-qstat": (LIMITS, None, None),  # a shell script
     "qmail-tcpto": (LANDLOCK, ("qmailr", "qmail-tcpto"), NO_FILTER),
     "qmail-tcpok": (LANDLOCK, ("qmailr", "qmail-tcpok"), NO_FILTER),
@@ -836,7 +838,7 @@ class Manifest(unittest.TestCase):
             elif name:
                 found.setdefault(name.strip("`"), set()).update(words.split())
             else:
-                for known in ("the directories of the files named", "the file named"):
+                for known in ("the directories of the files named", "the file named", "the queue"):
                     if item.startswith(known):
                         found.setdefault(known, set()).update(item[len(known):].split())
         return found
@@ -872,7 +874,8 @@ class Manifest(unittest.TestCase):
                     verb, _, place = attack.partition(" ")
                     if place in PLACES:
                         said = set()
-                        for known in {place, os.path.dirname(place) or place} | self.ALIASES.get(place, set()):
+                        given = {"the queue"} if place.startswith("queue/") else set()
+                        for known in {place, os.path.dirname(place) or place} | self.ALIASES.get(place, set()) | given:
                             said |= places.get(known, set())
                         self.assertLessEqual(self.WORDS[verb], said, attack)
 

@@ -100,7 +100,7 @@ class Run:
     """How a run ended."""
 
     def __init__(self, text):
-        self.statuses, self.calls, self.programs, self.hit, self.hung = {}, [], {}, False, False
+        self.statuses, self.calls, self.programs, self.hit, self.hung = {}, [], {}, None, False
         for line in text.splitlines():
             kind, *words = line.split(" ")
             if kind == "c":
@@ -109,7 +109,7 @@ class Run:
             elif kind == "x":
                 self.programs[words[0]] = " ".join(words[1:])
             elif kind == "f":
-                self.hit = True
+                self.hit = call_names().get(int(words[2]), words[2])  # the call
             elif kind == "e":
                 self.statuses[words[0]] = int(words[1])
             elif kind == "d":

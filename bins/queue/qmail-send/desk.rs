@@ -7,7 +7,7 @@ use crate::controls::Controls;
 use crate::log::Log;
 use crate::short::Short;
 use nix::errno::Errno;
-use nix::sys::stat::{FileStat, stat};
+use nix::sys::stat::{FileStat, lstat, stat};
 use nix::unistd::unlink;
 use qmail::home::Home;
 use qmail::queue::age::Clock;
@@ -155,11 +155,12 @@ pub fn aside_mark(number: Number) -> String {
 }
 
 /// The file's stat; None when it does not exist. A directory that is missing (not mounted, moved away)
-/// says nothing about its files: a list that is not there has been delivered to its end, so that must be
-/// certain.
+/// says nothing about its files, nor a link to a file that is gone: a list that is not there has been delivered
+/// to its end, so that must be certain.
 pub fn file_stat(name: &str) -> Result<Option<FileStat>, Errno> {
     match stat(name) {
         Ok(found) => Ok(Some(found)),
+        Err(Errno::ENOENT) if lstat(name).is_ok() => Err(Errno::ENOENT),
         Err(Errno::ENOENT) => stat(parent(name)).map(|_| None),
         Err(errno) => Err(errno),
     }
