@@ -289,6 +289,12 @@ class InAnOwnHome(unittest.TestCase):
         os.unlink(self.home.file("users/cdb"))
         self.assertEqual(self.lspawn(self.to("joe@h")), {3: b"Kuser of joe /home dash- ext joe\n"})
 
+    def test_qmail_getpw_has_something_at_0_and_its_answer_and_report_only(self):
+        self.fakes.script("qmail-local", 'echo "$2"')
+        self.getpw('for n in 0 1 2 3 4 5 6 7 8 9; do [ ! -e /proc/$$/fd/$n ] || open="$open $n"; done\n'
+                   'printf "%s\\0" "$(readlink /proc/$$/fd/0)$open" 1 2 /home "" ""')
+        self.assertEqual(self.lspawn(self.to("other@h")), {3: b"K/dev/null 0 1 2\n"})
+
     def test_troubles_of_qmail_getpw_are_temporary(self):
         self.fakes.script("qmail-local", "touch $FAKES/ran")
         for text, wanted in [("exit 116", b"ZUnable to find alias user!\n"),

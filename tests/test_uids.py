@@ -508,7 +508,7 @@ class Want:
 PIPE, SOCKET, NULL, LOG = "pipe:", "socket:", "/dev/null", "/tmp/qmail-log-.*"
 MESSAGE = HOME + r"/queue/mess/\d+/"
 DELIVERY = {0: MESSAGE, 1: PIPE, 2: PIPE}
-BESIDE = {0: PIPE, 1: "closed", 2: NULL}
+BESIDE = {0: NULL, 1: NULL, 2: NULL}
 CONNECTION = {0: SOCKET, 1: SOCKET, 2: LOG}
 SERVER = {0: NULL, 1: NULL, 2: LOG, 3: SOCKET}
 
@@ -521,10 +521,10 @@ EXPECTED = {
     "qmail-queued": [Want(("qmailq", "qmail"), {"qmail-start"}, {0: NULL, 1: NULL, 2: PIPE, 3: HOME + "/run/queue\\.lock", 4: SOCKET}, SOCKET),
                      Want(("qmailq", "qmail"), {"qmail-queued"}, {0: NULL, 1: NULL, 2: PIPE}, f"{PIPE}|{SOCKET}|{HOME}/queue/pid/.*|{HOME}/queue/mess/.*")],
     # The first; and one beside each delivery.
-    "qmail-lspawn": [Want(("root", "qmail"), {"qmail-send"}, {0: PIPE, 1: PIPE, 2: NULL}, f"{PIPE}|{HOME}/queue/lock/ledger.local")] + [
-        Want(("root", "qmail"), {"qmail-lspawn"}, BESIDE, f"{PIPE}|{HOME}/queue/lock/ledger.local")] * 2,
-    "qmail-rspawn": [Want(("qmailr", "qmail"), {"qmail-send"}, {0: PIPE, 1: PIPE, 2: NULL}, f"{PIPE}|{HOME}/queue/lock/ledger.remote"),
-                     Want(("qmailr", "qmail"), {"qmail-rspawn"}, BESIDE, f"{PIPE}|{HOME}/queue/lock/ledger.remote")],
+    "qmail-lspawn": [Want(("root", "qmail"), {"qmail-send"}, {0: PIPE, 1: PIPE, 2: NULL}, f"{PIPE}|{NULL}|{HOME}/queue/lock/ledger.local")] + [
+        Want(("root", "qmail"), {"qmail-lspawn"}, BESIDE, f"{PIPE}|{NULL}|{HOME}/queue/lock/ledger.local")] * 2,
+    "qmail-rspawn": [Want(("qmailr", "qmail"), {"qmail-send"}, {0: PIPE, 1: PIPE, 2: NULL}, f"{PIPE}|{NULL}|{HOME}/queue/lock/ledger.remote"),
+                     Want(("qmailr", "qmail"), {"qmail-rspawn"}, BESIDE, f"{PIPE}|{NULL}|{HOME}/queue/lock/ledger.remote")],
     # It holds intd locked for life: one qmail-clean a queue.
     "qmail-clean": [Want(("qmailq", "qmail"), {"qmail-send"}, {0: PIPE, 1: PIPE, 2: NULL, 3: HOME + "/queue/intd"})],
     "qmail-remote": [Want(("qmailr", "qmail"), {"qmail-rspawn"}, DELIVERY, f"{SOCKET}|{HOME}/queue/lock/tcpto")],

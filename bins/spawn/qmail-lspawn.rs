@@ -53,8 +53,9 @@ fn lspawn(args: Args) -> Result<(), Trouble> {
     let mess = local.home.path("queue/mess");
     nix::unistd::chdir(fd::path(&mess)).map_err(|e| Trouble::unable("switch to", &mess, e))?;
     umask(Mode::from_bits_truncate(0o077));
+    let null = fd::null().ok();
     let ledger = Ledger::prepare(local.home.path(LEDGER));
-    serve(&local, ledger)
+    serve(&local, ledger, null)
 }
 
 fn role(home: &Home, name: &str) -> Result<Account, Trouble> {

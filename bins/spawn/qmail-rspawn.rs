@@ -42,10 +42,11 @@ fn rspawn(args: Args) -> Result<(), Trouble> {
     umask(Mode::from_bits_truncate(0o077));
     forget_timeouts(&home);
     let replacement = environ::get(spawn::REPLACEMENT);
+    let null = fd::null().ok();
     let ledger = Ledger::prepare(home.path(LEDGER));
     close_jail(&home, replacement.is_some())?;
     let remote = Remote { owner: qmailq.uid, replacement, together: spawn::is_together_announced(), home };
-    serve(&remote, ledger)
+    serve(&remote, ledger, null)
 }
 
 /// Some systems have a link here to where the network's manager writes it.

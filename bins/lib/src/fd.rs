@@ -28,16 +28,23 @@ pub fn pipe() -> Result<(OwnedFd, OwnedFd), Errno> {
 /// Gives up descriptors 0 and 1: nobody may wait for our end of a pipe or keep a terminal through us. The
 /// numbers stay taken, so that nothing opened later is mistaken for them.
 pub fn give_up_standard() {
-    match open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()) {
-        Ok(null) => {
-            let _ = nix::unistd::dup2_stdin(&null);
-            let _ = nix::unistd::dup2_stdout(&null);
-        }
-        Err(_) => {
-            crate::sys::process::close(IN.0);
-            crate::sys::process::close(OUT.0);
-        }
+    give_up_standard_for(null().ok().as_ref());
+}
+
+/// The same with what was opened before: in a jail it may not be there.
+pub fn give_up_standard_for(null: Option<&OwnedFd>) {
+    if let Some(null) = null {
+        let _ = nix::unistd::dup2_stdin(null);
+        let _ = nix::unistd::dup2_stdout(null);
+    } else {
+        crate::sys::process::close(IN.0);
+        crate::sys::process::close(OUT.0);
     }
+}
+
+/// To read nothing from and to write in vain to, close-on-exec.
+pub fn null() -> Result<OwnedFd, Errno> {
+    open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
 }
 
 /// Opens an existing file for reading, close-on-exec, never waiting for a fifo's writer.

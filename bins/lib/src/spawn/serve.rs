@@ -95,6 +95,8 @@ enum Source {
 struct Spawner<'a, D> {
     delivery: &'a D,
     ledger: Ledger,
+    /// What a child gets for 0 and 1.
+    null: Option<OwnedFd>,
     parser: Parser,
     /// Requests not begun: those that are still coming may belong to them.
     arrived: Vec<Request>,
@@ -109,12 +111,14 @@ struct Spawner<'a, D> {
 
 /// Serves requests on fd 0 with reports on fd 1, in the working directory `queue/mess`, until there are
 /// no more requests and every delivery has ended.
-pub fn serve(delivery: &impl Delivery, mut ledger: Ledger) -> Result<(), Trouble> {
+/// `null` was opened where that can be.
+pub fn serve(delivery: &impl Delivery, mut ledger: Ledger, null: Option<OwnedFd>) -> Result<(), Trouble> {
     signal::catch(&[Signal::SIGCHLD]);
     ledger.take_over();
     let mut spawner = Spawner {
         delivery,
         ledger,
+        null,
         parser: Parser::default(),
         arrived: Vec::new(),
         jobs: Vec::new(),
@@ -363,15 +367,12 @@ impl<D: Delivery> Spawner<'_, D> {
         Ok(())
     }
 
-    /// In a child: nothing of the spawner's may stay open there when the spawner is gone.
+    /// In a child: nothing of the spawner's may stay open there when the spawner is gone. 0 and 1 stay taken: no
+    /// program may find there what is opened later.
     fn let_go(&self) {
         let pipes = self.jobs.iter().filter_map(|job| job.pipe.as_ref());
-        let ours = pipes.chain(self.ledger.life()).map(AsRawFd::as_raw_fd);
-        [fd::IN, fd::OUT]
-            .iter()
-            .map(|standard| standard.as_fd().as_raw_fd())
-            .chain(ours)
-            .for_each(process::close);
+        pipes.chain(self.ledger.life()).map(AsRawFd::as_raw_fd).for_each(process::close);
+        fd::give_up_standard_for(self.null.as_ref());
     }
 
     /// The message file: opened once, here; the delivery program gets the descriptor.
@@ -527,6 +528,7 @@ mod tests {
         let mut spawner = Spawner {
             delivery: &Nothing,
             ledger: Ledger::prepare(name.to_str().unwrap().as_bytes().to_vec()),
+            null: None,
             parser: Parser::default(),
             arrived: Vec::new(),
             jobs: Vec::new(),
