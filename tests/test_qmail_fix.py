@@ -109,8 +109,10 @@ class Checks(Case):
         with Sender(queue) as sender:
             sender.wait_requests(1)
             self.assertEqual(self.fix(queue), [])
+            os.rmdir(queue.file("queue/remote/7"))
             result = harness.run(["qmail-fix", "-r"], env=queue.env)
             self.assertEqual((result.code, result.err), (111, b"qmail-fix: fatal: qmail-send is running: stop it first\n"))
+            self.assertFalse(queue.there("remote/7"))
 
     def test_a_running_system_gives_no_false_alarm(self):
         queue = self.make()
@@ -547,6 +549,51 @@ class SystemHome(Case):
             f.write(b"more\n")
         self.fix(queue, "-a", str(inode))
         self.assertEqual(self.fix(queue), [])
+
+    def test_nothing_of_others_is_given_to_an_account(self):
+        queue = self.make()
+        secrets = [queue.file("queue/lock/kept"), queue.file("queue/lock/linked")]
+        for secret in secrets:
+            with open(secret, "w") as f:
+                f.write("root's\n")
+            os.chmod(secret, 0o600)
+        os.rename(secrets[0], queue.file("queue/lock/sendmutex"))  # as qmailq can, whose directory lock is
+        os.unlink(queue.file("queue/lock/tcpto"))
+        os.link(secrets[1], queue.file("queue/lock/tcpto"))
+        holder = open(queue.file("queue/lock/sendmutex"))
+        self.addCleanup(holder.close)
+        self.assertIn("lock/sendmutex: belongs to uid 0 and not to 7796; mended", self.fix(queue, "-r"))
+        self.assertEqual((os.fstat(holder.fileno()).st_uid, os.fstat(holder.fileno()).st_nlink), (0, 0))
+        self.assertEqual((os.stat(secrets[1]).st_uid, os.stat(secrets[1]).st_nlink), (0, 1))
+        for name, role, size in (("sendmutex", "qmails", 0), ("tcpto", "qmailr", 1024)):
+            found = os.stat(queue.file("queue/lock/" + name))
+            self.assertEqual((found.st_uid, found.st_size), (self.ROLES[role], size))
+        os.unlink(secrets[1])
+        self.assertEqual(self.fix(queue), [])
+        # A mode is not mended through a second name either.
+        os.link(queue.file("queue/lock/sendmutex"), secrets[1])
+        os.chmod(secrets[1], 0o666)
+        self.assertIn("lock/sendmutex: has mode 666 and not 600; -r mends that", self.fix(queue, "-r", code=1))
+        os.unlink(secrets[1])
+        self.fix(queue, "-r")
+        number = self.message(queue, local=[b"T" + A])
+        mess = split("mess", number)
+        os.chown(queue.file("queue/" + mess), 0, 0)
+        os.chmod(queue.file("queue/" + mess), 0o600)
+        by_hand = [f"{mess}: belongs to uid 0; look at it, and chown qmailq {mess}"]
+        self.assertEqual(self.fix(queue, "-r", code=1), by_hand)
+        self.assertEqual(os.stat(queue.file("queue/" + mess)).st_uid, 0)
+        os.chmod(queue.file("queue/" + mess), 0o644)
+        # Where everybody may link to everything, nothing is given.
+        queue.write("zero", b"0\n")
+        result = subprocess.run(
+            ["unshare", "-m", "sh", "-c", 'mount --bind "$1" /proc/sys/fs/protected_hardlinks && exec "$2" -r', "sh",
+             queue.file("zero"), harness.program("qmail-fix")], env=queue.env, capture_output=True, timeout=harness.TIMEOUT)
+        self.assertEqual((result.returncode, result.stdout.decode().splitlines()), (1, by_hand), result)
+        with open("/proc/sys/fs/protected_hardlinks") as f:
+            are_protected = f.read() == "1\n"
+        self.assertEqual(self.fix(queue, "-r", code=0 if are_protected else 1),
+                         [f"{mess}: belongs to uid 0 and not to 7794; mended"] if are_protected else by_hand)
 
     def test_links_that_an_account_planted_lead_nowhere(self):
         queue = self.make()

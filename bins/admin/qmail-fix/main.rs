@@ -28,6 +28,7 @@ use judge::{Verdict, judge};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, openat};
 use nix::sys::stat::{FileStat, Mode, fstat, fstatat, umask};
+use nix::unistd::Uid;
 use number::Plan;
 use place::{Kind, Piece, Queue, is_file, names, open_directory, unlink_at};
 use problem::{Mend, Problem};
@@ -69,16 +70,23 @@ fn fix(args: Args) -> Result<(), Trouble> {
     let mutex = match wanted {
         Wanted::Check => None,
         Wanted::Mend => {
+            // Before anything changes; what is there may be replaced, though, and then it is another one.
+            let early = open_mutex(&root).ok().map(lock_mutex).transpose()?;
             let before = structure::problems(&root, home.ids())?;
             structure::mend(&root, home.ids())?;
-            Some((take_mutex(&root)?, before))
+            let mutex = match early {
+                Some(early) if is_mutex(&root, &early) => early,
+                _ => take_mutex(&root)?,
+            };
+            Some((mutex, before))
         }
         Wanted::Accept(_) => Some((take_mutex(&root)?, Vec::new())),
     };
+    let may_give = !Uid::effective().is_root() || are_links_protected();
     Jail::of(&programs::QMAIL_FIX).place(programs::QUEUE, path).close()?;
     let queue = Queue::open(root)?;
     let clock = Clock::start();
-    let mut fixer = Fixer { queue, ids: home.ids(), clock, progress: Progress::new() };
+    let mut fixer = Fixer { queue, ids: home.ids(), clock, progress: Progress::new(), may_give };
     let mut out = Writer::new(fd::OUT);
     let put = |out: &mut Writer<fd::Standard>, line: &str| {
         out.put(line).map_err(|errno| Trouble::unable("write to", "standard output", errno))
@@ -132,12 +140,28 @@ fn open(path: &[u8]) -> Result<OwnedFd, Trouble> {
     Ok(root)
 }
 
+/// Nobody can link to files of others. Without that an account could have root give it a file that it linked into
+/// its directory, and whose other name is gone at the right moment.
+fn are_links_protected() -> bool {
+    std::fs::read("/proc/sys/fs/protected_hardlinks").is_ok_and(|text| text.starts_with(b"1"))
+}
+
 /// There is one qmail-send a queue, and none while we work.
 fn take_mutex(root: &OwnedFd) -> Result<Flock<OwnedFd>, Trouble> {
-    let unable = |errno| Trouble::unable("open", "lock/sendmutex", errno);
-    let directory = open_directory(root, "lock").map_err(unable)?;
+    lock_mutex(open_mutex(root).map_err(|errno| Trouble::unable("open", "lock/sendmutex", errno))?)
+}
+
+fn open_mutex(root: &OwnedFd) -> Result<OwnedFd, Errno> {
     let flags = OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-    let file = openat(&directory, "sendmutex", flags, Mode::empty()).map_err(unable)?;
+    openat(open_directory(root, "lock")?, "sendmutex", flags, Mode::empty())
+}
+
+fn is_mutex(root: &OwnedFd, file: &OwnedFd) -> bool {
+    let now = open_mutex(root).and_then(fstat);
+    matches!((now, fstat(file)), (Ok(now), Ok(file)) if (now.st_dev, now.st_ino) == (file.st_dev, file.st_ino))
+}
+
+fn lock_mutex(file: OwnedFd) -> Result<Flock<OwnedFd>, Trouble> {
     Flock::lock(file, FlockArg::LockExclusiveNonblock)
         .map_err(|_| Trouble::temporary("qmail-send is running: stop it first"))
 }
@@ -147,6 +171,8 @@ struct Fixer<'a> {
     ids: &'a Ids,
     clock: Clock,
     progress: Progress,
+    /// Files of messages may get another owner.
+    may_give: bool,
 }
 
 impl Fixer<'_> {
@@ -228,10 +254,28 @@ impl Fixer<'_> {
                     kind.mode(),
                     0o022,
                 );
+                let problem = problem.map(|problem| {
+                    if self.is_given_by_hand(piece, &found) {
+                        let how = format!("look at it, and chown {} {}", kind.role(), piece.path());
+                        let what = format!("belongs to uid {}", found.st_uid);
+                        Problem::new(piece.path(), what, Mend::Hand(how))
+                    } else {
+                        problem
+                    }
+                });
                 problems.extend(problem.map(|problem| (piece, problem)));
             }
         }
         Ok(problems)
+    }
+
+    /// What root does not give to its account. In `lock`, which is qmailq's, is a file of root that nobody else may
+    /// read, and qmailq can rename that to a message.
+    fn is_given_by_hand(&self, piece: Piece, found: &FileStat) -> bool {
+        let role = piece.kind.role();
+        let is_anothers = self.ids.role(role).is_some_and(|account| account.uid.as_raw() != found.st_uid);
+        let is_secret = found.st_uid == 0 && role == "qmailq" && found.st_mode & 0o004 == 0;
+        Uid::effective().is_root() && is_anothers && (!self.may_give || is_secret)
     }
 
     /// Old files in `pid` that nobody holds.
@@ -337,7 +381,7 @@ impl Fixer<'_> {
         };
         let twin = twin.and_then(|twin| self.queue.stat(twin).ok().flatten());
         let names = if twin.is_some_and(|twin| twin.st_ino == found.st_ino) { 2 } else { 1 };
-        if found.st_nlink != names {
+        if found.st_nlink != names || self.is_given_by_hand(piece, &found) {
             return Ok(()); // it stays in the list
         }
         structure::mend_owner(&file, self.ids, piece.kind.role(), piece.kind.mode()).map_err(unable)

@@ -1,11 +1,11 @@
 //! The directories of a queue and what is in `lock`, with their owners and modes.
 #![forbid(unsafe_code)]
 
-use crate::place::{Kind, open_directory};
+use crate::place::{Kind, open_directory, unlink_at};
 use crate::problem::{Mend, Problem};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
-use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmod, fchmodat, fstatat, mkdirat};
+use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmod, fchmodat, fstat, fstatat, mkdirat};
 use nix::unistd::{Uid, fchown, mkfifoat};
 use qmail::fd;
 use qmail::home::Ids;
@@ -74,18 +74,44 @@ impl Part {
         }
     }
 
+    fn file_type(&self) -> SFlag {
+        match self.kind {
+            Type::Directory => SFlag::S_IFDIR,
+            Type::File => SFlag::S_IFREG,
+            Type::Fifo => SFlag::S_IFIFO,
+        }
+    }
+
+    fn is_right_type(&self, found: &FileStat) -> bool {
+        SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT == self.file_type()
+    }
+
+    /// What it should be, and no link to a file of somebody else.
+    fn is_ours_alone(&self, found: &FileStat) -> bool {
+        self.is_right_type(found) && (self.kind == Type::Directory || found.st_nlink == 1)
+    }
+
+    /// A file of another account. The directory `lock` is an account's, and by renaming and linking it can put there
+    /// what others own, so root gives nothing away that it finds there: it makes a new one.
+    fn is_anothers(&self, found: &FileStat, ids: &Ids) -> bool {
+        Uid::effective().is_root()
+            && self.kind != Type::Directory
+            && self.is_right_type(found)
+            && ids.role(self.role).is_some_and(|account| account.uid.as_raw() != found.st_uid)
+    }
+
     fn problem(&self, root: &OwnedFd, ids: &Ids) -> Result<Option<Problem>, Trouble> {
         let path = &self.path;
         let Some(found) = self.found(root).map_err(|errno| Trouble::unable("look at", path, errno))? else {
             return Ok(Some(Problem::new(path, "is missing", Mend::Fix("makes it".to_string()))));
         };
         let expected = match self.kind {
-            Type::Directory => (SFlag::S_IFDIR, "a directory"),
-            Type::File => (SFlag::S_IFREG, "a file"),
-            Type::Fifo => (SFlag::S_IFIFO, "a fifo"),
+            Type::Directory => "a directory",
+            Type::File => "a file",
+            Type::Fifo => "a fifo",
         };
-        if SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT != expected.0 {
-            let what = format!("is not {}", expected.1);
+        if !self.is_right_type(&found) {
+            let what = format!("is not {expected}");
             return Ok(Some(Problem::new(
                 path,
                 what,
@@ -96,20 +122,33 @@ impl Part {
         Ok(owner_problem(path, &found, ids, self.role, self.mode, closed))
     }
 
-    fn make(&self, root: &OwnedFd) -> Result<(), Errno> {
+    fn make(&self, root: &OwnedFd, ids: &Ids) -> Result<(), Errno> {
         let (at, name) = self.place(root)?;
         let mode = Mode::from_bits_truncate(self.mode);
-        match self.kind {
-            Type::Directory => mkdirat(&at, name, mode)?,
-            Type::Fifo => mkfifoat(&at, name, mode)?,
+        let made = match self.kind {
+            Type::Directory => {
+                mkdirat(&at, name, mode)?;
+                self.open(root)?
+            }
+            Type::Fifo => {
+                mkfifoat(&at, name, mode)?;
+                self.open(root)?
+            }
             Type::File => {
                 let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
                 let file = openat(&at, name, flags, mode)?;
                 if self.path.ends_with("tcpto") {
                     fd::write_all(&file, &[0u8; TCPTO_SIZE])?;
                 }
+                file
             }
+        };
+        // Whose directory it is may have put something else there meanwhile.
+        let found = fstat(&made)?;
+        if !self.is_ours_alone(&found) || found.st_uid != Uid::effective().as_raw() {
+            return Err(Errno::EAGAIN);
         }
+        mend_owner(made, ids, self.role, self.mode)?;
         fd::fsync(at)
     }
 
@@ -183,19 +222,27 @@ pub fn problems(root: &OwnedFd, ids: &Ids) -> Result<Vec<Problem>, Trouble> {
 pub fn mend(root: &OwnedFd, ids: &Ids) -> Result<(), Trouble> {
     for part in parts() {
         let unable = |errno| Trouble::unable("make", &part.path, errno);
-        let is_new = part.found(root).map_err(unable)?.is_none();
-        if is_new {
-            part.make(root).map_err(unable)?;
+        let found = part.found(root).map_err(unable)?;
+        let is_anothers = found.is_some_and(|found| part.is_anothers(&found, ids));
+        if is_anothers {
+            let (at, name) = part.place(root).map_err(unable)?;
+            unlink_at(&at, name).map_err(unable)?;
         }
-        match part.problem(root, ids)? {
-            Some(Problem { mend: Mend::Fix(_), .. }) => {}
-            _ if is_new => {}
-            _ => continue,
+        if is_anothers || found.is_none() {
+            part.make(root, ids).map_err(unable)?;
+            continue;
+        }
+        if !matches!(part.problem(root, ids)?, Some(Problem { mend: Mend::Fix(_), .. })) {
+            continue;
         }
         let unable = |errno| Trouble::unable("mend", &part.path, errno);
         let (at, name) = part.place(root).map_err(unable)?;
         open_up(&at, name, part.mode);
-        mend_owner(part.open(root).map_err(unable)?, ids, part.role, part.mode).map_err(unable)?;
+        let file = part.open(root).map_err(unable)?;
+        let found = fstat(&file).map_err(unable)?;
+        if part.is_ours_alone(&found) && !part.is_anothers(&found, ids) {
+            mend_owner(file, ids, part.role, part.mode).map_err(unable)?;
+        } // else it stays in the list
     }
     Ok(())
 }
