@@ -12,7 +12,7 @@
 //!
 //! Locks are on open files: that of a row lives as long as the process beside the delivery, that behind the rows
 //! as long as a spawner may begin something. An address that stands twice in an envelope has one key: of its two
-//! copies one may be missing after a crash.
+//! copies one may be missing after any restart of the spawner, not only after a crash.
 #![forbid(unsafe_code)]
 
 use super::Request;
@@ -29,8 +29,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-/// Rows, used in turn. A recipient on the short way is known by its row alone until the whole message has
-/// ended, 30 seconds at most: several times the slots of both kinds.
+/// Rows, used in turn: several times the slots of a channel. A recipient on the short way is known by its row
+/// alone until the whole message has ended, 30 seconds at most: for so long a row lasts below 136 deliveries a
+/// second on its channel. Beyond that a restart may make second copies.
 const ROWS: usize = 4096;
 const ROW: usize = 64;
 
@@ -44,6 +45,9 @@ const PART: usize = 512;
 /// there may be second copies.
 const PATIENCE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(5);
+
+/// Between two looks at a row of an earlier spawner. Deliveries may take minutes.
+const GLANCE: Duration = Duration::from_millis(50);
 
 const RUNNING: [u8; 4] = *b"run\n";
 const DONE: [u8; 4] = *b"done";
@@ -93,8 +97,8 @@ impl Row {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Earlier {
     pub done: bool,
-    /// Rows of those who were at work on it.
-    pub running: Vec<usize>,
+    /// What those who were at work on it wrote, and where.
+    pub running: Vec<Claimed>,
 }
 
 /// The file, and what was in it at the start.
@@ -154,7 +158,7 @@ impl Ledger {
             if (row.done || running) && is_there(row.number) {
                 let earlier = self.earlier.entry(row.key).or_default();
                 earlier.done |= row.done;
-                earlier.running.extend(running.then_some(at));
+                earlier.running.extend(running.then_some(Claimed { at, row }));
                 if running {
                     self.kept.insert(at);
                 }
@@ -198,12 +202,15 @@ impl Ledger {
         None
     }
 
-    /// Waits for the end of whoever is at work in a row; whether that delivery succeeded.
-    pub fn wait_for(&self, at: usize, key: &Key) -> bool {
+    /// Waits for the end of whoever is at work in a row; whether that delivery succeeded. The row may be given to
+    /// another one as soon as that has ended: who slept for its lock would wait for that one too.
+    pub fn wait_for(&self, earlier: &Claimed) -> bool {
         let Ok(file) = self.open() else { return false };
-        let lock = lock_of(libc::F_RDLCK, at);
-        while let Err(Errno::EINTR) = fcntl(&file, FcntlArg::F_OFD_SETLKW(&lock)) {}
-        read_row(&file, at).is_some_and(|row| row.done && row.key == *key)
+        let theirs = || read_row(&file, earlier.at).filter(|row| row.sequence == earlier.row.sequence);
+        while theirs().is_some() && is_locked(&file, earlier.at) {
+            std::thread::sleep(GLANCE);
+        }
+        theirs().is_some_and(|row| row.done && row.key == earlier.row.key)
     }
 
     /// Whether the row of a delivery that began says that it succeeded.
@@ -228,7 +235,7 @@ impl Ledger {
 }
 
 /// A row and what was written there when its delivery began.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Claimed {
     at: usize,
     row: Row,
@@ -421,11 +428,27 @@ mod tests {
         ledger.take_over();
         let claim = ledger.claim(&[(1, Some(K1)), (1, Some(K2))]);
         claim.done(0);
-        drop(claim);
-        assert!(ledger.wait_for(0, &K1));
-        assert!(!ledger.wait_for(0, &K2), "another delivery's row");
-        assert!(!ledger.wait_for(1, &K2), "it did not succeed");
+        let rows = claim.into_rows();
+        assert!(ledger.wait_for(&rows[0].unwrap()));
+        assert!(!ledger.wait_for(&rows[1].unwrap()), "it did not succeed");
         remove(&ledger);
+    }
+
+    #[test]
+    fn nobody_waits_for_the_delivery_that_has_the_row_now() {
+        let mut ledger = ledger("given");
+        ledger.take_over();
+        let before = ledger.claim(&[(1, Some(K1))]).rows[0].unwrap();
+        ledger.next = before.at;
+        let now = ledger.claim(&[(1, Some(K1))]);
+        assert_eq!(now.rows[0].unwrap().at, before.at);
+        now.done(0);
+        let other = again(&ledger);
+        let (tell, told) = std::sync::mpsc::channel();
+        std::thread::spawn(move || tell.send(other.wait_for(&before)));
+        let said = told.recv_timeout(Duration::from_secs(10));
+        remove(&ledger);
+        assert_eq!(said, Ok(false), "it is locked, and is another one's");
     }
 
     #[test]

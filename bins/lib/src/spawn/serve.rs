@@ -402,9 +402,7 @@ fn beside<D: Delivery>(
     message: OwnedFd,
     reports: &OwnedFd,
 ) -> i32 {
-    let before = |one: &Wanted| {
-        one.key.is_some_and(|key| one.earlier.running.iter().any(|row| ledger.wait_for(*row, &key)))
-    };
+    let before = |one: &Wanted| one.earlier.running.iter().any(|row| ledger.wait_for(row));
     let done: Vec<bool> = wanted.iter().map(before).collect();
     let rest: Vec<Request> =
         wanted.iter().zip(&done).filter(|(_, done)| !**done).map(|(one, _)| one.request.clone()).collect();
