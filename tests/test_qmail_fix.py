@@ -328,6 +328,21 @@ class Mends(Case):
         queue.mkdir("queue/mess/23")
         self.assertEqual(self.delivered(queue), {(A, b"Subject: x\n\nhi\n"): 1})  # nobody's messages are in them
 
+    def test_there_may_be_more_directories_than_a_process_opens_at_first(self):
+        queue = self.make()
+        for top in ("mess", "info", "local", "remote"):
+            for s in range(23, 401):
+                queue.mkdir(f"queue/{top}/{s}")
+        number = queue.message()
+        os.rename(queue.file("queue/" + split("mess", number)), queue.file(f"queue/mess/{number % 401}/{number}"))
+        envelope = b"u1\0p2\0F" + S + b"\0T" + A + b"\0"
+        queue.write(f"queue/intd/{number}", envelope)
+        os.link(queue.file(f"queue/intd/{number}"), queue.file(f"queue/todo/{number}"))
+        result = harness.run(["sh", "-c", "ulimit -Sn 1024; exec qmail-fix -r"], env=queue.env)
+        self.assertEqual((result.code, result.err), (0, b""), result)
+        self.assertEqual(self.fix(queue), [])
+        self.assertEqual(self.delivered(queue), {(A, b"Subject: x\n\nhi\n"): 1})
+
     def test_what_is_in_the_way_of_a_number_is_kept_under_another_name(self):
         queue = self.make()
         number = queue.preprocessed(S, local=[b"T" + A])

@@ -27,6 +27,7 @@ use jail::{Jail, programs};
 use judge::{Verdict, judge};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, openat};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{FileStat, Mode, fstat, fstatat, umask};
 use nix::unistd::Uid;
 use number::Plan;
@@ -84,6 +85,10 @@ fn fix(args: Args) -> Result<(), Trouble> {
     };
     let may_give = !Uid::effective().is_root() || are_links_protected();
     Jail::of(&programs::QMAIL_FIX).place(programs::QUEUE, path).close()?;
+    // Every directory is held open, and an old queue may have some hundreds of each kind. Where it cannot be raised
+    // the opening says so.
+    let _ = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
     let queue = Queue::open(root)?;
     let clock = Clock::start();
     let mut fixer = Fixer { queue, ids: home.ids(), clock, progress: Progress::new(), may_give };
