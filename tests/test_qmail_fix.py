@@ -155,7 +155,8 @@ class Checks(Case):
             aside(info, f"{split('info', info)} is not what was accepted"),
             aside(local, f"{split('local', local)} is not what was accepted"),
             aside(torn, f"{split('local', torn)} is there without {split('info', torn)}"),
-            aside(intd, f"intd/{intd} is whole, but there is no todo/{intd}"),
+            f"msg {intd}: was never acknowledged, or lost its todo/{intd}; qmail-send removes it after 36 hours; "
+            f"-a {intd} accepts it",
         ]
         self.assertEqual(sorted(self.fix(queue, code=1)), sorted(expected))
         before = {name: queue.read(name) for name in queue.left()}

@@ -28,6 +28,9 @@ pub enum Verdict {
     Sound,
     /// Neither delivered nor removed by qmail-send: this is why. It can be accepted as it lies.
     Aside(String),
+    /// mess and a whole envelope in intd: it was never acknowledged, or its todo is lost. qmail-send removes it like
+    /// what a writer left.
+    Unacknowledged,
     /// A file without the others, which qmail-send removes when its time has come.
     Rest(&'static str),
     /// Left by a writer that died long ago.
@@ -104,7 +107,7 @@ fn without_info(queue: &Queue, number: Number, files: &Look, clock: &Clock) -> V
     }
     let intd = Piece::at(Kind::Intd, number);
     if files.contains_key(&Kind::Intd) && is_sealed(queue, intd, number) {
-        return Verdict::Aside(format!("{} is whole, but there is no todo/{number}", intd.path()));
+        return Verdict::Unacknowledged;
     }
     if is_old(queue, Piece::at(Kind::Mess, number), clock) { Verdict::Leftover } else { Verdict::Sound }
 }

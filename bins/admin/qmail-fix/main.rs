@@ -232,6 +232,11 @@ impl Fixer<'_> {
                     format!("put it right, or accept it as it lies (-a {number}), or remove its files");
                 Problem::new(name, format!("kept aside: {reason}"), Mend::Hand(hand))
             }
+            Verdict::Unacknowledged => {
+                let what = format!("was never acknowledged, or lost its todo/{number}");
+                let hand = format!("qmail-send removes it after 36 hours; -a {number} accepts it");
+                Problem::new(name, what, Mend::Hand(hand))
+            }
             Verdict::Rest(what) => Problem::new(name, "a rest", Mend::Hand(what.to_string())),
             Verdict::Leftover => {
                 Problem::new(name, "was left by a writer that died", Mend::Fix("removes it".to_string()))
@@ -420,7 +425,7 @@ impl Fixer<'_> {
             return Err(Trouble::temporary("messages have wrong numbers: qmail-fix -r first"));
         }
         match judge(&self.queue, number, &self.clock) {
-            Verdict::Aside(_) => {}
+            Verdict::Aside(_) | Verdict::Unacknowledged => {}
             _ => return Ok(format!("msg {number}: is not kept aside\n")),
         }
         let accepted = accept::accept(&self.queue, self.ids, number)?;
