@@ -20,6 +20,8 @@ class Case(unittest.TestCase):
         queue = Queue(locals="local.example\n", concurrencylocal="20\n")
         self.addCleanup(queue.__exit__)
         queue.write("queue/lock/tcpto", bytes(1024))
+        for way in ("local", "remote"):
+            queue.write(f"queue/lock/ledger.{way}", b"", 0o600)
         return queue
 
     def fix(self, queue, *args, code=0):
@@ -216,7 +218,7 @@ class Mends(Case):
     def test_directories_and_what_is_in_lock_are_made(self):
         queue = self.make()
         number = queue.preprocessed(S, local=[b"T" + A])
-        gone = ["lock/trigger", "lock/sendmutex", "lock/tcpto", "remote/7", "intd", f"info/{(number + 1) % 23}"]
+        gone = ["lock/trigger", "lock/sendmutex", "lock/tcpto", "lock/ledger.local", "lock/ledger.remote", "remote/7", "intd", f"info/{(number + 1) % 23}"]
         for name in gone:
             path = queue.file("queue/" + name)
             os.rmdir(path) if os.path.isdir(path) else os.unlink(path)
@@ -230,6 +232,8 @@ class Mends(Case):
         self.assertTrue(self.fix(queue, "-r"))
         self.assertEqual(self.fix(queue), [])
         self.assertEqual(os.stat(queue.file("queue/lock/tcpto")).st_size, 1024)
+        for way in ("local", "remote"):
+            self.assertEqual(os.stat(queue.file(f"queue/lock/ledger.{way}")).st_mode & 0o777, 0o600)
         self.assertEqual(self.delivered(queue), {(A, b"Subject: x\n\nhi\n"): 1})
 
     def test_what_is_no_directory_is_left_and_said(self):
@@ -532,7 +536,9 @@ class SystemHome(Case):
                 if name.endswith(("sendmutex", "trigger")):
                     role = "qmails"
                 os.lchown(name, self.ROLES[role], 2107)
-        os.chown(queue.file("queue/lock/tcpto"), self.ROLES["qmailr"], 2107)
+        os.chown(queue.file("queue/lock/ledger.local"), 0, 2107)
+        for name in ("tcpto", "ledger.remote"):
+            os.chown(queue.file("queue/lock/" + name), self.ROLES["qmailr"], 2107)
         return queue
 
     def message(self, queue, **more):
@@ -553,12 +559,14 @@ class SystemHome(Case):
         os.chown(queue.file("queue/" + split("info", number)), 0, 0)
         os.chown(queue.file("queue/remote/4"), 0, 0)
         os.unlink(queue.file("queue/lock/tcpto"))
+        os.chown(queue.file("queue/lock/ledger.local"), self.ROLES["qmailq"], 2107)
+        os.unlink(queue.file("queue/lock/ledger.remote"))
         lines = self.fix(queue, code=1)
         self.assertIn("remote/4: belongs to uid 0 and not to 7796; -r mends that", lines)
         self.fix(queue, "-r")
         self.assertEqual(self.fix(queue), [])
         for name, role in ((split("mess", inode), "qmailq"), (split("info", inode), "qmails"), ("remote/4", "qmails"),
-                           ("lock/tcpto", "qmailr")):
+                           ("lock/tcpto", "qmailr"), ("lock/ledger.local", "root"), ("lock/ledger.remote", "qmailr")):
             self.assertEqual(os.stat(queue.file("queue/" + name)).st_uid, self.ROLES[role], name)
         write = queue.file("queue/" + split("mess", inode))
         with open(write, "ab") as f:

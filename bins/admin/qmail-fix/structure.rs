@@ -41,6 +41,9 @@ fn parts() -> Vec<Part> {
         part("pid", Type::Directory, "qmailq", 0o700),
         part("lock/sendmutex", Type::File, "qmails", 0o600),
         part("lock/tcpto", Type::File, "qmailr", 0o644),
+        // What the spawners note of deliveries; they use none that somebody else owns.
+        part("lock/ledger.local", Type::File, "root", 0o600),
+        part("lock/ledger.remote", Type::File, "qmailr", 0o600),
         part("lock/trigger", Type::Fifo, "qmails", 0o622),
     ];
     for kind in Kind::ALL {
