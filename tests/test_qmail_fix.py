@@ -499,6 +499,22 @@ class Start(Case):
         self.refused(queue, "messages are in other directories than ours: run qmail-fix -r")
         self.assertTrue(queue.there(f"todo/{number}"))
 
+    def test_a_split_todo_is_refused(self):
+        queue = self.make()
+        number = queue.message()
+        for top in ("todo", "intd"):
+            queue.mkdir(f"queue/{top}/5")
+        queue.write(f"queue/todo/5/{number}", b"u1\0p2\0F" + S + b"\0T" + A + b"\0")
+        hand = "let the old qmail-send empty it, and remove its directories"
+        self.refused(queue, "todo is split: " + hand)
+        self.assertEqual(sorted(self.fix(queue, code=1)),
+                         [f"{top}/5: is a directory, so todo is split; {hand}" for top in ("intd", "todo")])
+        for args in (["-r"], ["-a", str(number)]):
+            result = harness.run(["qmail-fix", *args], env=queue.env)
+            self.assertEqual((result.code, result.out, result.err), (111, b"", b"qmail-fix: fatal: todo is split: " +
+                                                                     hand.encode() + b"\n"))
+        self.assertTrue(queue.there(f"todo/5/{number}"))
+
     def test_a_single_message_with_another_inode_is_kept_aside(self):
         for state in ("todo", "info"):
             queue = self.make()

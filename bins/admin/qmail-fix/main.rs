@@ -46,6 +46,8 @@ use std::time::{Duration, Instant};
 /// The numbers are being given: an unfinished run goes on with that.
 const PLACING: &str = "placing";
 
+const SPLIT_TODO: &str = "let the old qmail-send empty it, and remove its directories";
+
 /// Rounds until everything has its place: one, and one more for what an earlier run had under way.
 const ROUNDS: u32 = 4;
 
@@ -92,6 +94,10 @@ fn fix(args: Args) -> Result<(), Trouble> {
     let queue = Queue::open(root)?;
     let clock = Clock::start();
     let mut fixer = Fixer { queue, ids: home.ids(), clock, progress: Progress::new(), may_give };
+    // A message would get a new number, and its envelope would not be found.
+    if wanted != Wanted::Check && !fixer.queue.split_todo()?.is_empty() {
+        return Err(Trouble::temporary(format!("todo is split: {SPLIT_TODO}")));
+    }
     let mut out = Writer::new(fd::OUT);
     let put = |out: &mut Writer<fd::Standard>, line: &str| {
         out.put(line).map_err(|errno| Trouble::unable("write to", "standard output", errno))
@@ -200,7 +206,14 @@ impl Fixer<'_> {
         }
         let plan = Plan::make(&self.queue)?;
         problems.extend(plan.problems);
-        let numbers = plan.numbers;
+        let mut numbers = plan.numbers;
+        for piece in self.queue.split_todo()? {
+            let what = "is a directory, so todo is split";
+            problems.push(Problem::new(piece.path(), what, Mend::Hand(SPLIT_TODO.to_string())));
+            if let place::Name::Of(number) = piece.name {
+                numbers.remove(&number);
+            }
+        }
         for (kind, split, is_empty) in self.queue.foreign()? {
             let mend = if is_empty {
                 Mend::Fix("removes it".to_string())

@@ -180,6 +180,21 @@ impl Queue {
         Ok(found)
     }
 
+    /// Directories where messages of todo and intd should be: the big-todo patch makes them.
+    pub fn split_todo(&self) -> Result<Vec<Piece>, Trouble> {
+        let mut found = Vec::new();
+        for piece in self.pieces()?.into_iter().filter(|p| matches!(p.kind, Kind::Todo | Kind::Intd)) {
+            let stat = self.stat(piece).map_err(|errno| Trouble::unable("look at", piece.path(), errno))?;
+            let is_directory = stat.is_some_and(|stat| {
+                SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR
+            });
+            if matches!(piece.name, Name::Of(_)) && is_directory {
+                found.push(piece);
+            }
+        }
+        Ok(found)
+    }
+
     /// An empty directory of another split.
     pub fn remove_foreign(&self, kind: Kind, split: u64) -> Result<(), Errno> {
         let top = open_directory(&self.root, kind.name())?;

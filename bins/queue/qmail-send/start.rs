@@ -13,12 +13,12 @@ use crate::short::Short;
 use crate::sweep::Sweep;
 use crate::todo::{Todo, is_waiting};
 use jail::{Jail, programs};
-use nix::dir::Dir;
+use nix::dir::{Dir, Type};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::Signal;
-use nix::sys::stat::{Mode, umask};
+use nix::sys::stat::{Mode, SFlag, umask};
 use qmail::fd;
 use qmail::home::Home;
 use qmail::queue::age::Clock;
@@ -166,6 +166,9 @@ fn can_be_read() -> Result<(), &'static str> {
             _ => return Err("the queue has more directories than ours: run qmail-fix -r"),
         }
     }
+    if is_todo_split() {
+        return Err("todo is split: let the old qmail-send empty it, and remove its directories");
+    }
     let (mut looked, mut wrong) = (0u64, 0u64);
     for split in 0..SPLIT {
         let Ok(mut open) = Dir::open(format!("mess/{split}").as_str(), DIRECTORY, Mode::empty()) else {
@@ -187,6 +190,22 @@ fn can_be_read() -> Result<(), &'static str> {
         return Err("the queue was moved or restored, and its numbers are no inodes: run qmail-fix -r");
     }
     Ok(())
+}
+
+/// Whether todo has directories, as the big-todo patch makes them. The messages in them would not be found.
+fn is_todo_split() -> bool {
+    let Ok(mut open) = Dir::open("todo", DIRECTORY, Mode::empty()) else { return false };
+    open.iter().map_while(Result::ok).any(|entry| {
+        let is_directory = || match entry.file_type() {
+            Some(known) => known == Type::Directory,
+            // Not every file system says it.
+            None => queue::number(entry.file_name().to_bytes()).is_some_and(|number| {
+                let found = file_stat(&queue::todo_path(number));
+                matches!(found, Ok(Some(found)) if found.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFDIR.bits())
+            }),
+        };
+        queue::number(entry.file_name().to_bytes()).is_some() && is_directory()
+    })
 }
 
 /// qmail-clean answers when no other is left that works for a qmail-send before us: until then numbers may
