@@ -299,6 +299,12 @@ class Queue(Case):
             home.stop()
         with started_without(home, trigger):  # and the start stands for the 25 minutes
             wait_for(lambda: copies(home.messages(), "unheard"), "the message")
+            os.mkfifo(trigger)  # that is noticed without a restart
+            os.chmod(trigger, 0o622)
+            if os.geteuid() == 0:
+                os.chown(trigger, *harness.owner()[1:])
+            self.assertEqual(home.inject(message("heard"), "a@b.example", ["joe@test.example"]).code, 0)
+            wait_for(lambda: copies(home.messages(), "heard"), "the next message", 2 * harness.TIMEOUT)
 
     def test_a_file_that_cannot_be_read_is_read_later(self):
         home = self.make()

@@ -115,6 +115,6 @@ def campaign(case, kinds, kills, seed, mailing, tamper=None):
         accepted = len(load.accepted)
     print(f"crash: kills: {case}: {row.tried} kills, {accepted} accepted, {row.extra} second copies {dict(load.twice)}, {rests.tried} rests, seed {seed}",
           file=sys.stderr)
-    if case != SAMPLE and row.extra >= (ALL_EXTRA_MAX if case == "all at once" else EXTRA_MAX) * row.tried:
+    if case != SAMPLE and row.extra >= (ALL_EXTRA_MAX if case in ("all at once", "any of them") else EXTRA_MAX) * row.tried:
         row.bad("code", f"{row.extra} second copies for {row.tried} kills")
     return [row, rests] if rests.tried else [row]

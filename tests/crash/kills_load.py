@@ -60,7 +60,7 @@ class Sink:
             for byte in text:
                 writer.write(bytes([byte]))
                 await writer.drain()
-                await asyncio.sleep(self.slow)
+                await asyncio.sleep(self.slow or 0)  # it may have come to haste meanwhile
         else:
             writer.write(text)
             await writer.drain()

@@ -34,6 +34,9 @@ use std::time::Instant;
 /// Seconds until `todo` is looked at although nobody pulled the trigger.
 const RESCAN_SECONDS: u64 = 1500;
 
+/// The same while the trigger cannot be opened: nobody can call us then, and it may be back at any time.
+const DEAF_SECONDS: u64 = 20;
+
 /// Envelope records read in one turn.
 const RECORDS_A_TURN: usize = 200;
 
@@ -246,7 +249,7 @@ impl Todo {
         match Dir::open("todo", flags, Mode::empty()) {
             Ok(directory) => {
                 self.scan = Some(directory.into_iter());
-                self.next_scan = now() + RESCAN_SECONDS;
+                self.next_scan = now() + if self.trigger.is_some() { RESCAN_SECONDS } else { DEAF_SECONDS };
             }
             Err(_) => self.later(desk),
         }
