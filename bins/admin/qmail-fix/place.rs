@@ -188,7 +188,11 @@ impl Queue {
             let is_directory = stat.is_some_and(|stat| {
                 SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR
             });
-            if matches!(piece.name, Name::Of(_)) && is_directory {
+            // In the place of a message's envelope, whose mess is there, it is damage of that message.
+            if let Name::Of(number) = piece.name
+                && is_directory
+                && matches!(self.stat(Piece::at(Kind::Mess, number)), Ok(None))
+            {
                 found.push(piece);
             }
         }

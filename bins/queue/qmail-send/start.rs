@@ -192,7 +192,8 @@ fn can_be_read() -> Result<(), &'static str> {
     Ok(())
 }
 
-/// Whether todo has directories, as the big-todo patch makes them. The messages in them would not be found.
+/// Whether todo has directories, as the big-todo patch makes them. The messages in them would not be found. (A
+/// directory in the place of a message's envelope is damage of that message: its mess is there.)
 fn is_todo_split() -> bool {
     let Ok(mut open) = Dir::open("todo", DIRECTORY, Mode::empty()) else { return false };
     open.iter().map_while(Result::ok).any(|entry| {
@@ -204,7 +205,8 @@ fn is_todo_split() -> bool {
                 matches!(found, Ok(Some(found)) if found.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFDIR.bits())
             }),
         };
-        queue::number(entry.file_name().to_bytes()).is_some() && is_directory()
+        queue::number(entry.file_name().to_bytes())
+            .is_some_and(|number| is_directory() && matches!(file_stat(&queue::mess(number)), Ok(None)))
     })
 }
 
