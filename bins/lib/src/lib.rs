@@ -34,6 +34,7 @@ pub mod queue;
 pub mod rcpthosts;
 pub mod received;
 pub mod rules;
+pub mod sasl;
 pub mod setup;
 pub mod smtp;
 pub mod spawn;
