@@ -1,7 +1,11 @@
 """checkpassword and checkpassword-file from outside: descriptor 3 in, an exit code or the user's program out."""
 
+import base64
+import hashlib
+import hmac
 import os
 import shutil
+import time
 import unittest
 
 from tests import harness
@@ -16,6 +20,64 @@ VECTORS = {
     "bcrypt": "$2b$05$abcdefghijklmnopqrstuu680Yiaj5hFUaJTH/rTAcbA2PQEGfiZu",
     "yescrypt": "$y$j75$abcdefghijkl$G1Bw0nbf6kKOppE0XU9Ut1.OWvQpuMM3tsJPfzf.gkB",
 }
+
+# The same password, made by Dovecot 2.3 ({…}), Python (the first two; the third is passlib's notation of the second) and
+# the argon2 of its authors.
+SCHEMES = {
+    "scrypt": "$scrypt$ln=10,r=8,p=1$c2FsdHNhbHQ$803LTt5buFR9gST/4a0fP53kvVnDkMdXJaH2x4D31SY",
+    "PBKDF2 with SHA-256": "$pbkdf2-sha256$i=1000,l=32$c2FsdHNhbHQ$wVNdDJbDXytD3Ypu4dvQtX0COri6cW8h0XT6q2RUj3E",
+    "the same of passlib": "$pbkdf2-sha256$1000$c2FsdHNhbHQ$wVNdDJbDXytD3Ypu4dvQtX0COri6cW8h0XT6q2RUj3E",
+    "argon2id": "{ARGON2ID}$argon2id$v=19$m=512,t=2,p=2$c2FsdHNhbHQ$AhrwD56wnL44wIqAr0pvvzw1+LfZc9F0t3xVWLPPeZ0",
+    "argon2id alone": "$argon2id$v=19$m=512,t=2,p=2$c2FsdHNhbHQ$AhrwD56wnL44wIqAr0pvvzw1+LfZc9F0t3xVWLPPeZ0",
+    "argon2i": "{ARGON2I}$argon2i$v=19$m=512,t=2,p=2$c2FsdHNhbHQ$kUZpDVeYRT2HuteCZZT4peRiAVIfsTNF+oNUHyZsCKI",
+    "argon2i of version 16": "$argon2i$v=16$m=512,t=2,p=2$c2FsdHNhbHQ$WqIgdWXsO92qXHGgK9czirShLnFvumz9/803KEJC73k",
+    "argon2d": "$argon2d$v=19$m=512,t=2,p=2$c2FsdHNhbHQ$udHSVYyMdV/EjJER2PHB7kObaBWHGATVBkpKlb0pvT4",
+    "SSHA of the RFC's kind": "{SSHA}wQlfDRC2U2VxQ+eMKr7SFL0BmVgBAgMEBQYHCA==",
+    "SSHA": "{SSHA}CH7VQ9+l3BzaaI43fMQoeOsZs2IoocJW",
+    "SSHA256": "{SSHA256}VskNHpr5vHQC27SfhtwJ3pW47sMUpzI1mLBLTi1aW5esS5m+",
+    "SSHA512": "{SSHA512}298PRl/VE/6F/TGtfN3eS39a77OeHZV0DmvQvUmpc+WdZwNb9s0txzmMN5FZ6sYTua2MwiRv68eoFv4bDzmJBtBGLy0=",
+    "SHA": "{SHA}0vxRJJChUDZGC1SJQBQ51tpUB/o=",
+    "SHA256": "{SHA256}E4CWaPtDY4Zwb2fcsFLtWEoEuhaowCoX1m00ww/O2iE=",
+    "SHA512": "{SHA512}Gd8Bqrgo+NUINrp1cJcTrtInM1344YZDkYXAbJF6Kn03cat24wfPo7a4nvGmaC1mgd3xGISHDl3hPnk/uVXu6w==",
+    "SMD5": "{SMD5}9oS2s10W9DN5rGtQ7qXAODxr2Ik=",
+    "MD5 in base64": "{LDAP-MD5}qPaDC855Copn/C6E4SCTug==",
+    "MD5 in base64, as of LDAP": "{MD5}qPaDC855Copn/C6E4SCTug==",
+    "MD5 in hexadecimal": "{PLAIN-MD5}a8f6830bce790a8a67fc2e84e12093ba",
+    "MD5 that is crypt's": "{MD5}$1$abcdefgh$Gqo0dW5ZZwRMuhky6A93q0",
+    "PBKDF2 with SHA-1": "{PBKDF2}$1$5ao41DgFm8LAXCfX$5000$d1ad5a69e92887f4bef71dfb60918500e683ea1c",
+    "CRAM-MD5": "{CRAM-MD5}7f47ace0e2af8f6cdeb72c03243a8c87834e19104164d6a42de72d243adb4080",
+    "SHA256 in hexadecimal": "{SHA256.HEX}13809668fb436386706f67dcb052ed584a04ba16a8c02a17d66d34c30fceda21",
+    "SSHA in hexadecimal": "{ssha.hex}a0c239a7f9c20102717f9ce016eb927d479a0c886488172a",
+    "plain in base64": "{PLAIN.B64}cGVuY2ls",
+    "plain": "{PLAIN}pencil",
+    "clear": "{CLEARTEXT}pencil",
+    "DES": "{DES-CRYPT}OBfJP.dPLGRz6",
+    "DES alone": "OBfJP.dPLGRz6",
+    "SCRAM of Dovecot": "{SCRAM-SHA-256}4096,W22ZaJ0SNY7soEsUEjb6gQ==,"
+                        "WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=,wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU=",
+    "SCRAM of PostgreSQL": "SCRAM-SHA-256$4096:W22ZaJ0SNY7soEsUEjb6gQ==$"
+                           "WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=:wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU=",
+}
+
+# Nobody can say whether a password is right.
+STRANGE = {
+    "a scheme of nobody": "$nonsense$",
+    "hashes that are given away": "{LANMAN}e52cac67419a9a22",
+    "another encoding": "{SHA.b32}AAAA",
+    "too short a digest": "{SSHA}AAAA",
+    "argon2 with too much memory": "$argon2id$v=19$m=4194304,t=3,p=1$jlKVfddcfj8W+Y84Z66qNA$+xLqGiUtcY+PY7BRMBQJoqW9d2uwlSDEXtpu5RBND44",
+    "argon2 cut off": "{ARGON2ID}$argon2id$v=19$m=65536,t=3,p=1$jlKVfddcfj8W+Y84Z66qNA",
+    "scrypt with too much memory": "$scrypt$ln=30,r=8,p=1$c2FsdHNhbHQ$803LTt5buFR9gST/4a0fP53kvVnDkMdXJaH2x4D31SY",
+    "SCRAM with other hash": "{SCRAM-SHA-1}4096,QSXCR+Q6sek8bf92,6dlGYMOdZcOPutkcNY8U2g7vK9Y=,D+CSWLOshSulAsxiupA+qs2/fTE=",
+    "SCRAM cut off": "{SCRAM-SHA-256}4096,W22ZaJ0SNY7soEsUEjb6gQ==,WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=",
+}
+
+
+# An exchange of SCRAM-SHA-256 that RFC 7677 has in section 3.
+SCRAM_MESSAGE = (b"n=user,r=rOprNGfwEbeRWgbNEkqO,r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,"
+                 b"s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096,c=biws,r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0")
+SCRAM_PROOF = b"dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ="
+SCRAM_SIGNATURE = b"6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4="
 
 
 def fields(name, password, more=b"<1.2@h>\0"):
@@ -79,14 +141,75 @@ class File(unittest.TestCase):
                 with self.subTest((stored, password)):
                     self.assertEqual(self.code(fields("joe", password)), 1)
 
-    def test_an_unknown_scheme_is_our_trouble_and_not_the_users(self):
-        for stored in ("$argon2id$v=19$m=8,t=1,p=1$c2FsdHNhbHQ$AAAA", "{SSHA}wQlfDRC2U2VxQ+eMKr7SFL0BmVgBAgMEBQYHCA==", "$nonsense$"):
+    def test_every_scheme_of_other_servers_is_understood(self):
+        for what, stored in SCHEMES.items():
             self.write(self.line("joe", stored))
-            with self.subTest(stored):
+            with self.subTest(what):
+                self.assertEqual(self.code(fields("joe", "pencil")), 0)
+                self.assertEqual(self.code(fields("joe", "Pencil", b"")), 1)
+
+    def test_an_unknown_scheme_is_our_trouble_and_not_the_users(self):
+        for what, stored in STRANGE.items():
+            self.write(self.line("joe", stored))
+            with self.subTest(what):
                 result = self.check(fields("joe", "pencil"))
                 self.assertEqual(result.code, 111)
                 self.assertIn(b"unknown scheme", result.err)
                 self.assertNotIn(b"pencil", result.err)
+
+    def test_of_several_values_the_one_that_can_checks(self):
+        scram = SCHEMES["SCRAM of Dovecot"]
+        for row, code in [(VECTORS["SHA-256"] + " " + scram, 0), (scram + " " + VECTORS["SHA-256"], 0), ("{LANMAN}00 " + scram, 0),
+                          ("!" + VECTORS["SHA-256"] + " " + scram, 1), ("* " + scram, 1), (scram + " {PLAIN}pencil", 0),
+                          ("{PLAIN}two words", 1)]:
+            self.write(self.line("joe", row))
+            with self.subTest(row):
+                self.assertEqual(self.code(fields("joe", "pencil")), code)
+        self.assertEqual(self.code(fields("joe", "two words")), 0)
+
+    def test_a_proof_of_scram_is_answered_with_the_signature(self):
+        stored = (SCHEMES["SCRAM of Dovecot"], SCHEMES["SCRAM of PostgreSQL"], VECTORS["SHA-256"] + " " + SCHEMES["SCRAM of Dovecot"])
+        for row in stored:
+            self.write(self.line("joe", row))
+            for mechanism in (b"SCRAM-SHA-256", b"SCRAM-SHA-256-PLUS"):
+                for proof, code, signature in [(SCRAM_PROOF, 0, SCRAM_SIGNATURE), (b"A" + SCRAM_PROOF[1:], 1, b""), (b"", 1, b""), (b"=", 1, b"")]:
+                    login = b"\0".join([b"joe", proof, SCRAM_MESSAGE, mechanism, b"smtp", b"192.0.2.1", b""])
+                    with self.subTest((row, mechanism, proof)):
+                        result = harness.run(["checkpassword-file", self.passwd, "sh", "-c", "[ -e /dev/fd/4 ] || echo closed"],
+                                             fds={3: login, 4: "capture"})
+                        self.assertEqual((result.code, result.fds[4]), (code, signature))
+                        self.assertEqual(result.out, b"closed\n" if code == 0 else b"")
+        # Nobody wants the signature.
+        login = b"\0".join([b"joe", SCRAM_PROOF, SCRAM_MESSAGE, b"scram-sha-256", b"", b"", b""])
+        self.assertEqual(self.code(login), 0)
+
+    def test_a_proof_is_no_password_and_a_password_no_proof(self):
+        self.write(self.line("joe", SCHEMES["SCRAM of Dovecot"]))
+        self.assertEqual(self.code(fields("joe", SCRAM_PROOF.decode(), SCRAM_MESSAGE + b"\0")), 1)
+        self.assertEqual(self.code(fields("joe", "pencil", SCRAM_MESSAGE + b"\0SCRAM-SHA-256\0\0\0")), 1)
+        self.write(self.line("joe", VECTORS["SHA-256"]))
+        self.assertEqual(self.code(fields("joe", SCRAM_PROOF.decode(), SCRAM_MESSAGE + b"\0SCRAM-SHA-256\0\0\0")), 1)
+        self.assertEqual(self.code(fields("joe", "pencil", b"\0EXTERNAL\0\0\0")), 1)
+        self.assertEqual(self.code(fields("joe", "pencil", b"\0GSSAPI\0\0\0")), 1)
+
+    def test_responses_to_challenges_by_what_can_check_them(self):
+        challenge = b"<1896.697170952@postoffice.example>"
+        cram = hmac.new(b"pencil", challenge, "md5").hexdigest()
+        apop = hashlib.md5(challenge + b"pencil").hexdigest()
+        both, hashed = (SCHEMES["plain"],), (SCHEMES["CRAM-MD5"],)
+        for row, response, mechanism, code in [
+                (both, cram, b"", 0), (both, apop, b"", 0), (both, cram, b"CRAM-MD5", 0), (both, apop, b"APOP", 0),
+                (both, apop, b"CRAM-MD5", 1), (both, cram, b"APOP", 1), (hashed, cram, b"", 0), (hashed, cram, b"cram-md5", 0),
+                (hashed, apop, b"", 1), (hashed, apop, b"APOP", 1), (both, "pencil", b"CRAM-MD5", 1), (both, cram, b"PLAIN", 1),
+                ((VECTORS["SHA-256"],), cram, b"CRAM-MD5", 1), ((VECTORS["SHA-256"] + " " + SCHEMES["CRAM-MD5"],), cram, b"CRAM-MD5", 0)]:
+            self.write(self.line("joe", row[0]))
+            with self.subTest((row, response, mechanism)):
+                self.assertEqual(self.code(fields("joe", response, challenge + b"\0" + mechanism + b"\0\0\0")), code)
+
+    def test_a_long_password_is_nobodys_where_crypt_has_an_end(self):
+        long = "x" * 2000
+        self.write(self.line("joe", "{SHA256}" + base64.b64encode(hashlib.sha256(long.encode()).digest()).decode()))
+        self.assertEqual(self.code(fields("joe", long)), 0)
 
     def test_misuse(self):
         for argv, login in [([], fields("joe", "pencil")), ([self.passwd], fields("joe", "pencil")),
@@ -149,6 +272,18 @@ class File(unittest.TestCase):
         self.assertEqual((result.code, result.out), (0, b"%d\n" % UID))
 
 
+TODAY = int(time.time() // 86400)
+
+# Accounts by the dates of their shadow entries, and why they are closed.
+DATES = {
+    "young": (f"{TODAY}:0:99999:7:::", ""),
+    "aged": (f"{TODAY - 100}:0:90:7:::", "the password has expired"),
+    "gone": (f"19000:::::{TODAY - 1}:", "the account has expired"),
+    "later": (f"19000:::::{TODAY + 2}:", ""),
+    "fresh": ("0:0:99999:7:::", "the password must be changed first"),
+}
+
+
 @unittest.skipUnless(os.geteuid() == 0, "reading shadow passwords, and private ones in a mount namespace, need root")
 class System(unittest.TestCase):
     """The accounts are of the test's own: /etc/passwd and /etc/shadow of a private mount namespace."""
@@ -161,10 +296,14 @@ class System(unittest.TestCase):
         self.write("passwd", f"root:x:0:0:root:/root:/bin/sh\njoe:x:12345:23456:Joe:{self.home}:/bin/bash\n"
                              f"old:{VECTORS['MD5']}:12346:23456::{self.home}:/bin/sh\nlocked:x:12347:23456::{self.home}:/bin/sh\n"
                              f"empty::12348:23456::{self.home}:/bin/sh\nblank:x:12349:23456::{self.home}:/bin/sh\n"
-                             "nohome:x:12350:23456::/nonexistent:/bin/sh\n")
+                             "nohome:x:12350:23456::/nonexistent:/bin/sh\n"
+                             f"toor:x:0:0::{self.home}:/bin/sh\nmail:x:12351:23456::{self.home}:/usr/sbin/nologin\n"
+                             + "".join(f"{name}:x:{12360 + i}:23456::{self.home}:\n" for i, name in enumerate(DATES)))
         self.write("shadow", f"root:*:19000::::::\njoe:{VECTORS['SHA-512']}:19000:0:99999:7:::\n"
                              f"locked:!{VECTORS['SHA-512']}:19000::::::\nblank::19000::::::\n"
-                             f"nohome:{VECTORS['MD5']}:19000::::::\n")
+                             f"nohome:{VECTORS['MD5']}:19000::::::\n"
+                             f"toor:{VECTORS['MD5']}:19000::::::\nmail:{VECTORS['MD5']}:19000::::::\n"
+                             + "".join(f"{name}:{VECTORS['MD5']}:{dates}\n" for name, (dates, _) in DATES.items()))
 
     def write(self, name, text):
         with open(os.path.join(self.base, name), "w") as f:
@@ -189,6 +328,24 @@ class System(unittest.TestCase):
             with self.subTest((name, password)):
                 result = self.check(name, password, "true")
                 self.assertEqual((result.code, result.out, result.err), (1, b"", b""))
+
+    def test_dates_of_the_shadow_entry_close_an_account(self):
+        for name, (_, reason) in DATES.items():
+            with self.subTest(name):
+                result = self.check(name, "pencil", "true")
+                self.assertEqual((result.code, result.err.decode()), (1, f"checkpassword: fatal: {name}: {reason}\n") if reason else (0, ""))
+                wrong = self.check(name, "wrong", "true")
+                self.assertEqual((wrong.code, wrong.err), (1, b""))
+
+    def test_root_is_never_let_in(self):
+        self.assertEqual(self.check("toor", "pencil", "true").code, 1)
+
+    def test_with_s_only_shells_of_the_list_count(self):
+        self.assertEqual(self.check("mail", "pencil", "true").code, 0)
+        result = self.check("mail", "pencil", "-s", "true")
+        self.assertEqual((result.code, result.err), (1, b"checkpassword: fatal: mail: its shell is none of /etc/shells\n"))
+        self.assertEqual(self.check("joe", "pencil", "-s", "true").code, 0)
+        self.assertEqual(self.check("joe", "pencil", "-x", "true").code, 2)
 
     def test_a_missing_home_is_temporary(self):
         self.assertEqual(self.check("nohome", "pencil", "true").code, 111)

@@ -1,60 +1,84 @@
 //! checkpassword - check a login against the system's accounts, and run a program as that user
 //!
 //! called by  qmail-popup and others with a name and a password on fd 3
-//! arguments  program [argument ...]
+//! arguments  [-s] program [argument ...]
 //! runs as    root
-//! fd 3       name NUL password NUL timestamp NUL
+//! fd 3       name NUL password NUL [timestamp NUL ...]
 //! jail       rlimits only: it runs its arguments
 //! exit       1 not acceptable, 2 misused, 111 temporary trouble; else the program's
-//! touches    the account database and the shadow passwords, through the system's library
-#![deny(unsafe_code)] // allowed in crypt and shadow, which speak to C libraries
+//! touches    the account database and the shadow passwords, through the system's library; /etc/shells with -s
+#![forbid(unsafe_code)]
 
-mod crypt;
-mod login;
-mod shadow;
-
+use auth::account::{self, Account, program_of};
+use auth::login::{Login, REFUSED, misused, refused};
+use auth::shadow;
+use auth::stored::{self, Bare, DUMMY};
 use jail::{Jail, programs};
-use login::{Account, Login};
-use nix::unistd::User;
+use qmail::auth::Secret;
+use qmail::fd;
 use qmail::program::{self, Args};
 use qmail::trouble::Trouble;
-use std::os::unix::ffi::OsStringExt;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-/// What a password is hashed with when there is no such account: the scheme of present systems.
-const DUMMY: &[u8] = b"$y$j9T$F5Jx5fExrKuPp53xLKQ..1";
+/// /etc/shells has some dozen lines.
+const SHELLS_MAX: usize = 64 * 1024;
 
 fn main() {
-    program::run("checkpassword", "checkpassword program [arg ...]", check)
+    program::run("checkpassword", "checkpassword [-s] program [arg ...]", check)
 }
 
 fn check(args: Args) -> Result<(), Trouble> {
-    let program = login::program_of(args.list())?;
+    // Any command line without options is a program, as it always was.
+    let parsed = args.options("s").map_err(|_| misused("the only option is -s"))?;
+    let program = program_of(&parsed.rest)?;
     Jail::of(&programs::CHECKPASSWORD).close()?;
-    let mut login = Login::read()?;
-    let found = look_up(&login.name)?;
-    let verdict = login.check(found.as_ref().map(|(hash, _)| hash.as_slice()), DUMMY);
-    login.forget();
-    verdict?;
-    Err(found.map_or_else(login::refused, |(_, account)| account.run(program)))
+    let login = Login::read()?;
+    let Some(proof) = login.proof() else { return Err(refused()) };
+    let found = look_up(login.name())?;
+    let stored = found.as_ref().map(|found| &*found.hash);
+    let verdict = stored::check(stored, DUMMY, Bare::Hash, &proof);
+    login.settle(verdict)?;
+    let Some(Found { account, closed, .. }) = found else { return Err(refused()) };
+    if let Some(reason) = closed {
+        return Err(closed_to(&account, reason)); // said only to who knows the password
+    }
+    if parsed.has('s') && !is_shell(&account.shell)? {
+        return Err(closed_to(&account, "its shell is none of /etc/shells"));
+    }
+    Err(account.run(program))
 }
 
-/// The hash and account of a name. A shadow entry counts before what passwd says.
-fn look_up(name: &[u8]) -> Result<Option<(Vec<u8>, Account)>, Trouble> {
-    // The library wants text; a name that is none is nobody's.
-    let Ok(text) = std::str::from_utf8(name) else { return Ok(None) };
-    let user = match User::from_name(text) {
-        Ok(Some(user)) => user,
-        Ok(None) => return Ok(None),
-        Err(errno) => return Err(Trouble::temporary("unable to read the account database").because(errno)),
-    };
-    let shadow =
-        shadow::hash(name).map_err(|e| Trouble::temporary("unable to read shadow passwords").because(e))?;
-    let account = Account {
-        name: name.to_vec(),
-        uid: user.uid,
-        gid: user.gid,
-        home: user.dir.into_os_string().into_vec(),
-        shell: user.shell.into_os_string().into_vec(),
-    };
-    Ok(Some((shadow.unwrap_or_else(|| user.passwd.into_bytes()), account)))
+struct Found {
+    account: Account,
+    hash: Secret,
+    closed: Option<&'static str>,
+}
+
+/// What the system knows of a name. A shadow entry counts before what passwd says.
+fn look_up(name: &[u8]) -> Result<Option<Found>, Trouble> {
+    let Some((account, word)) = account::of_system(name)? else { return Ok(None) };
+    let entry =
+        shadow::entry(name).map_err(|e| Trouble::temporary("unable to read shadow passwords").because(e))?;
+    Ok(Some(match entry {
+        Some(entry) => Found { account, closed: entry.closed(today()), hash: entry.hash },
+        None => Found { account, closed: None, hash: Secret(word) },
+    }))
+}
+
+fn today() -> i64 {
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    i64::try_from(seconds / 86_400).unwrap_or(i64::MAX)
+}
+
+/// The exit code of a refusal, with a word for the log.
+fn closed_to(account: &Account, reason: &str) -> Trouble {
+    Trouble::exit(REFUSED, [account.name.as_slice(), b": ", reason.as_bytes()].concat())
+}
+
+/// Whether an account is one for people: its shell is in /etc/shells.
+fn is_shell(shell: &[u8]) -> Result<bool, Trouble> {
+    let text =
+        fd::read_file("/etc/shells", SHELLS_MAX).map_err(|e| Trouble::unable("read", "/etc/shells", e))?;
+    let shell = if shell.is_empty() { b"/bin/sh" } else { shell };
+    Ok(text.unwrap_or_default().split(|b| *b == b'\n').any(|line| line == shell))
 }

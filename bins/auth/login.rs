@@ -1,25 +1,21 @@
-//! login - what every checker does: reads descriptor 3, compares passwords, becomes the user
+//! login - what every checker does: reads descriptor 3, answers with an exit code
 #![forbid(unsafe_code)]
 
-use crate::crypt;
+use crate::stored::Verdict;
 use nix::errno::Errno;
-use nix::unistd::{Gid, Uid};
-use qmail::environ::Environ;
+use qmail::auth::Secret;
 use qmail::fd;
-use qmail::program;
-use qmail::sys::process::{Command, become_user};
+use qmail::sasl::Mechanism;
 use qmail::trouble::Trouble;
+use std::ops::Range;
 
-/// Name, password and timestamp; tokens of 2 to 16 KiB are passwords too.
+/// All of descriptor 3; tokens of 2 to 16 KiB are passwords too.
 const FIELDS_MAX: usize = 64 * 1024;
 
-/// crypt(3) hashes no longer password than this; one that long is nobody's.
-const PASSWORD_MAX: usize = 511;
-
 /// The login is not acceptable.
-const REFUSED: i32 = 1;
+pub const REFUSED: i32 = 1;
 /// The caller does not keep to the interface.
-const MISUSED: i32 = 2;
+pub const MISUSED: i32 = 2;
 
 /// A refusal says nothing: the exit code is the answer.
 pub fn refused() -> Trouble {
@@ -30,113 +26,169 @@ pub fn misused(text: &str) -> Trouble {
     Trouble::exit(MISUSED, text)
 }
 
-/// What descriptor 3 says.
+/// What descriptor 3 says: name, password or response, challenge, mechanism, service, address, each ended by a
+/// NUL; the last four may be missing.
 pub struct Login {
-    pub name: Vec<u8>,
-    password: Vec<u8>,
+    all: Secret,
+    fields: Vec<Range<usize>>,
+}
+
+/// How somebody shows who he is.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Proof<'a> {
+    /// The password itself.
+    Password(&'a [u8]),
+    /// The password, or what it makes of a challenge: callers of old do not say which.
+    Either {
+        secret: &'a [u8],
+        challenge: &'a [u8],
+    },
+    CramMd5 {
+        response: &'a [u8],
+        challenge: &'a [u8],
+    },
+    Apop {
+        digest: &'a [u8],
+        timestamp: &'a [u8],
+    },
+    Scram {
+        proof: &'a [u8],
+        message: &'a [u8],
+    },
 }
 
 impl Login {
-    /// Reads descriptor 3 to its end: name, password, more, each ended by a NUL.
+    /// Reads descriptor 3 to its end.
     pub fn read() -> Result<Login, Trouble> {
         let fd3 = fd::take(3).map_err(|e| Trouble::unable("read", "descriptor 3", e))?;
-        let mut all = fd::read_to_end(&fd3, FIELDS_MAX).map_err(|errno| match errno {
+        let all = Secret::read(&fd3, FIELDS_MAX).map_err(|errno| match errno {
             Errno::EFBIG => refused(),
             errno => Trouble::unable("read", "descriptor 3", errno),
         })?;
-        let mut fields = all.split(|b| *b == 0);
-        let login = match (fields.next(), fields.next(), fields.next()) {
-            (Some(name), Some(password), Some(_)) => {
-                Ok(Login { name: name.to_vec(), password: password.to_vec() })
+        Login::of(all).ok_or_else(|| misused("name and password on descriptor 3 must each end in a NUL"))
+    }
+
+    /// None without a name and a password.
+    pub fn of(all: Secret) -> Option<Login> {
+        let mut fields = Vec::new();
+        let mut start = 0;
+        for (at, _) in all.iter().enumerate().filter(|(_, b)| **b == 0).take(FIELDS) {
+            fields.push(start..at);
+            start = at + 1;
+        }
+        (fields.len() >= 2).then_some(Login { all, fields })
+    }
+
+    fn field(&self, n: usize) -> &[u8] {
+        self.fields.get(n).and_then(|range| self.all.get(range.clone())).unwrap_or_default()
+    }
+
+    pub fn name(&self) -> &[u8] {
+        self.field(0)
+    }
+
+    /// What is shown; None when it is nothing that a checker could check.
+    pub fn proof(&self) -> Option<Proof<'_>> {
+        let (secret, challenge) = (self.field(1), self.field(2));
+        let mechanism = self.field(3);
+        if mechanism.is_empty() {
+            return Some(match challenge {
+                b"" => Proof::Password(secret),
+                challenge => Proof::Either { secret, challenge },
+            });
+        }
+        if mechanism.eq_ignore_ascii_case(b"APOP") {
+            return Some(Proof::Apop { digest: secret, timestamp: challenge });
+        }
+        match Mechanism::of(mechanism)? {
+            Mechanism::Plain | Mechanism::Login => Some(Proof::Password(secret)),
+            Mechanism::CramMd5 => Some(Proof::CramMd5 { response: secret, challenge }),
+            Mechanism::ScramSha256 | Mechanism::ScramSha256Plus => {
+                Some(Proof::Scram { proof: secret, message: challenge })
             }
-            _ => Err(misused("name and password on descriptor 3 must each end in a NUL")),
+            Mechanism::External => None,
+        }
+    }
+
+    /// The password, for those who can check nothing else.
+    pub fn password(&self) -> Option<&[u8]> {
+        match self.proof()? {
+            Proof::Password(secret) | Proof::Either { secret, .. } => Some(secret),
+            _ => None,
+        }
+    }
+
+    /// What the login is for (`smtp`, `pop3`), where that was said in a word.
+    pub fn service(&self) -> Option<&[u8]> {
+        Some(self.field(4)).filter(|word| {
+            (1..=SERVICE_MAX).contains(&word.len())
+                && word.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'-')
+        })
+    }
+}
+
+impl Login {
+    /// Whether the login may go on. What tells the client of SCRAM that it is us goes to descriptor 4, if somebody
+    /// listens there. The secrets of the login are gone afterwards.
+    pub fn settle(self, verdict: Verdict) -> Result<(), Trouble> {
+        match verdict {
+            Verdict::Accepted => Ok(()),
+            Verdict::Refused => Err(refused()),
+            Verdict::Unknown => Err(Trouble::temporary("unable to check password: unknown scheme of hash")),
+            Verdict::Signed(signature) => {
+                if let Ok(fd4) = fd::take(SIGNATURE) {
+                    fd::write_all(&fd4, &signature)
+                        .map_err(|errno| Trouble::unable("write to", "descriptor 4", errno))?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Where the server's signature is wanted.
+const SIGNATURE: i32 = 4;
+
+/// Fields that have a meaning.
+const FIELDS: usize = 6;
+
+/// Names of services are those of RFC 4422, at most 20 letters.
+const SERVICE_MAX: usize = 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn login(bytes: &[u8]) -> Option<Login> {
+        Login::of(Secret(bytes.to_vec()))
+    }
+
+    #[test]
+    fn fields_are_those_that_end_in_a_nul() {
+        assert!(login(b"").is_none() && login(b"joe\0pencil").is_none());
+        let old = login(b"joe\0pencil\0").unwrap();
+        assert_eq!((old.name(), old.password()), (b"joe".as_slice(), Some(b"pencil".as_slice())));
+        let rest = login(b"joe\0pencil\0\0PLAI").unwrap();
+        assert_eq!(rest.proof(), Some(Proof::Password(b"pencil")));
+    }
+
+    #[test]
+    fn the_mechanism_says_what_is_shown() {
+        let proof = |bytes: &[u8]| format!("{:?}", login(bytes).unwrap().proof());
+        let kind = |mechanism: &str| proof(format!("joe\0s\0c\0{mechanism}\0smtp\0\0").as_bytes());
+        assert!(kind("").contains("Either") && kind("plain").contains("Password"));
+        assert!(kind("CRAM-MD5").contains("CramMd5") && kind("APOP").contains("Apop"));
+        assert!(kind("SCRAM-SHA-256-PLUS").contains("Scram"));
+        assert_eq!((kind("EXTERNAL"), kind("GSSAPI")), ("None".to_owned(), "None".to_owned()));
+    }
+
+    #[test]
+    fn a_service_is_a_word() {
+        let service = |word: &str| {
+            let login = login(format!("joe\0s\0\0PLAIN\0{word}\0").as_bytes()).unwrap();
+            login.service().map(<[u8]>::to_vec)
         };
-        wipe(&mut all);
-        login
+        assert_eq!(service("smtp").as_deref(), Some(b"smtp".as_slice()));
+        assert_eq!((service(""), service("../x"), service(&"x".repeat(21))), (None, None, None));
     }
-
-    /// Whether the password belongs to what is stored. Nothing, or something that stands for "no login",
-    /// is refused in the time that a wrong password takes; a scheme we do not know is a trouble of ours,
-    /// not of the user.
-    pub fn check(&self, stored: Option<&[u8]>, dummy: &[u8]) -> Result<(), Trouble> {
-        let stored = stored.filter(|hash| usable(hash) && self.password.len() <= PASSWORD_MAX);
-        let found = crypt::hash(&self.password, scheme(stored.unwrap_or(dummy)));
-        match (stored.map(scheme), found) {
-            (None, _) => Err(refused()),
-            (Some(_), None) => Err(Trouble::temporary("unable to check password: unknown scheme of hash")),
-            (Some(stored), Some(mut found)) => {
-                let same = equal(stored, &found);
-                wipe(&mut found);
-                if same { Ok(()) } else { Err(refused()) }
-            }
-        }
-    }
-
-    /// The password is not needed any more.
-    pub fn forget(&mut self) {
-        wipe(&mut self.password);
-    }
-}
-
-/// Whether a stored value can be a hash: accounts without a login have a word or nothing in its place.
-pub fn usable(stored: &[u8]) -> bool {
-    !(stored.is_empty() || stored == b"x" || stored.starts_with(b"*") || stored.starts_with(b"!"))
-}
-
-/// The hash behind the name another server gives its scheme.
-fn scheme(stored: &[u8]) -> &[u8] {
-    let names: [&[u8]; 5] =
-        [b"{CRYPT}", b"{SHA512-CRYPT}", b"{SHA256-CRYPT}", b"{MD5-CRYPT}", b"{BLF-CRYPT}"];
-    names.iter().find_map(|name| stored.strip_prefix(*name)).unwrap_or(stored)
-}
-
-/// Compares in a time that does not tell where the first difference is.
-fn equal(a: &[u8], b: &[u8]) -> bool {
-    let difference = a.iter().zip(b).fold(0, |all, (x, y)| all | (x ^ y));
-    a.len() == b.len() && std::hint::black_box(difference) == 0
-}
-
-/// Overwrites a secret. black_box keeps the compiler from leaving out what nobody reads again.
-pub fn wipe(secret: &mut [u8]) {
-    secret.fill(0);
-    std::hint::black_box(secret);
-}
-
-/// An account that was let in.
-pub struct Account {
-    pub name: Vec<u8>,
-    pub uid: Uid,
-    pub gid: Gid,
-    pub home: Vec<u8>,
-    pub shell: Vec<u8>,
-}
-
-impl Account {
-    /// Becomes the user, in its home, and then the program. Comes back only with the reason why not.
-    pub fn run(&self, program: &[Vec<u8>]) -> Trouble {
-        if !self.is_already() && become_user(self.uid, self.gid, &[self.gid]).is_err() {
-            return refused();
-        }
-        if let Err(errno) = nix::unistd::chdir(fd::path(&self.home)) {
-            return Trouble::unable("switch to", &self.home, errno);
-        }
-        let mut environ = Environ::inherited();
-        environ.set("USER", &self.name);
-        environ.set("HOME", &self.home);
-        environ.set("SHELL", &self.shell);
-        let name = program.first().map(Vec::as_slice).unwrap_or_default();
-        let Some(path) = program::find(name) else { return Trouble::unable("find", name, Errno::ENOENT) };
-        let errno = Command::new(path, program).environ(&environ).exec();
-        Trouble::unable("run", name, errno)
-    }
-
-    /// Where one account runs all there is nothing to change.
-    fn is_already(&self) -> bool {
-        !self.uid.is_root() && Uid::current() == self.uid && Uid::effective() == self.uid
-    }
-}
-
-/// The program behind our own arguments, or a word about its absence.
-pub fn program_of(list: &[Vec<u8>]) -> Result<&[Vec<u8>], Trouble> {
-    if list.is_empty() { Err(misused("no program to run")) } else { Ok(list) }
 }

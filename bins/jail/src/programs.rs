@@ -324,6 +324,10 @@ pub static CHECKPASSWORD_FILE: Profile = Profile::limits(
     "its arguments",
 );
 
+pub static AUTHPASSWD: Profile = Profile::jail("authpasswd", "root, or who owns the file of users").files(&[
+    own(&[place(Given(TARGET), READ | LIST | WRITE | TRUNCATE | CREATE | UNLINK), place(Given(FILE), READ)]),
+]);
+
 // ---- admin
 
 pub static QMAIL_SHOWCTL: Profile = Profile::jail("qmail-showctl", "its caller")
@@ -405,6 +409,7 @@ pub static ALL: &[&Profile] = &[
     &QMAIL_POP3D,
     &CHECKPASSWORD,
     &CHECKPASSWORD_FILE,
+    &AUTHPASSWD,
     &QMAIL_SHOWCTL,
     &QMAIL_QREAD,
     &QMAIL_QSTAT,
