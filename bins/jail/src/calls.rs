@@ -1,8 +1,8 @@
 //! calls - groups of system calls, as programs need them
 //!
 //! Lists hold what musl, glibc and std make of the functions we use, on every architecture; a call that an
-//! architecture does not have is left out there. None has execve, fork, clone, ptrace, kill, mount,
-//! ioctl (but for the few named), or memory that may be executed - except where a program loads libraries
+//! architecture does not have is left out there. None has execve, fork, ptrace, kill, mount,
+//! clone and ioctl (but for the few named), or memory that may be executed - except where a program loads libraries
 //! (`LIBRARIES`).
 #![forbid(unsafe_code)]
 
@@ -261,6 +261,22 @@ pub static NARROW: Group = Group {
         SYS_prlimit64(ITSELF),
         #[cfg(target_arch = "x86_64")]
         SYS_getrlimit,
+        #[cfg(target_arch = "x86_64")]
+        SYS_setrlimit,
+    ],
+};
+
+/// A process beside this one for each connection (`qmail::forkserver`), which gives up making more.
+pub static SIBLINGS: Group = Group {
+    name: "siblings",
+    calls: calls![
+        SYS_clone(Only {
+            argument: 0,
+            mask: ALL,
+            values: &[libc::CLONE_PARENT as u32 | libc::SIGCHLD as u32],
+            say: "a sibling",
+        }),
+        SYS_prlimit64(ITSELF),
         #[cfg(target_arch = "x86_64")]
         SYS_setrlimit,
     ],

@@ -8,7 +8,7 @@
 #![forbid(unsafe_code)]
 
 use crate::calls::{
-    ADDRESSES, ALARM, FILES, INTERNET, LIBRARIES, LINK, LOCK, NARROW, PATCH, PIPES, RENAME, RUN, SERVICES,
+    ADDRESSES, ALARM, FILES, INTERNET, LIBRARIES, LINK, LOCK, NARROW, PATCH, PIPES, RENAME, RUN, SIBLINGS, SERVICES,
     SYNC, TALK, TERMINAL, UNIX, UNLINK as REMOVE,
 };
 use crate::profile::{
@@ -102,6 +102,14 @@ pub static QMAIL_SMTPD: Profile = Profile::jail("qmail-smtpd", "qmaild")
     .files(&[own(&[place(Home("run"), LIST)])])
     .network(Network::Local("the connection; sockets of this machine (`run/queue`)"))
     .calls(&[&RUN, &FILES, &TALK, &UNIX, &ADDRESSES, &PIPES, &TERMINAL]);
+
+/// No connection is read here; each process it forks ends that right for itself before it reads one.
+pub static QMAIL_SMTPD_READY: Profile = Profile::jail("qmail-smtpd", "qmaild")
+    .part("that stays ready, and is forked for each connection")
+    .files(&[own(&[place(Home("run"), LIST)])])
+    .network(Network::Local("the connections; sockets of this machine (`run/queue`)"))
+    .calls(&[&RUN, &FILES, &TALK, &UNIX, &ADDRESSES, &PIPES, &TERMINAL, &SIBLINGS])
+    .forks();
 
 pub static QMAIL_SMTPD_OWN: Profile = Profile::jail("qmail-smtpd", "the owner")
     .part("where its user owns the queue")
@@ -375,6 +383,7 @@ pub static ALL: &[&Profile] = &[
     &TCPRULES,
     &TCPRULESCHECK,
     &QMAIL_SMTPD,
+    &QMAIL_SMTPD_READY,
     &QMAIL_SMTPD_OWN,
     &QMAIL_SMTPD_LAUNCHER,
     &QMAIL_SMTPD_TALKING,

@@ -3,10 +3,22 @@
 
 use crate::decimal;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::sync::OnceLock;
+
+/// What stands in the place of the environment this process was started with.
+static REPLACED: OnceLock<Environ> = OnceLock::new();
+
+/// From now on, and once, this is the environment of the process.
+pub fn replace(environ: Environ) {
+    let _ = REPLACED.set(environ);
+}
 
 /// The value of a variable; None when it is not set (set and empty is `Some("")`).
 pub fn get(name: &str) -> Option<Vec<u8>> {
-    std::env::var_os(name).map(OsStringExt::into_vec)
+    match REPLACED.get() {
+        Some(environ) => environ.get(name.as_bytes()).map(<[u8]>::to_vec),
+        None => std::env::var_os(name).map(OsStringExt::into_vec),
+    }
 }
 
 /// The first of `names` that is set.
@@ -33,6 +45,9 @@ impl Environ {
 
     /// A copy of our own.
     pub fn inherited() -> Environ {
+        if let Some(environ) = REPLACED.get() {
+            return environ.clone();
+        }
         let entries = std::env::vars_os().map(|(k, v)| (k.as_bytes().to_vec(), v.into_vec())).collect();
         Environ { entries }
     }

@@ -27,6 +27,7 @@ pub mod quote;
 pub mod assign;
 pub mod auth;
 pub mod dotqmail;
+pub mod forkserver;
 pub mod maildir;
 pub mod mbox;
 pub mod pop3;

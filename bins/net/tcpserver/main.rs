@@ -18,6 +18,7 @@ mod listen;
 mod log;
 mod names;
 mod options;
+mod ready;
 mod session;
 
 use jail::{Jail, programs};
@@ -32,7 +33,8 @@ use qmail::sys::{process, signal};
 use qmail::trouble::{self, Trouble};
 use qmail::trust::{Judge, Kind, Thing};
 use qmail::{decimal, fd, program};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
+use ready::{News, Ready};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -45,8 +47,17 @@ const V6_NEIGHBOURHOOD: u32 = 64;
 
 /// A child counts against all limits until it is reaped.
 struct Child {
-    pid: Pid,
+    is: Who,
     group: IpAddr,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Who {
+    Process(Pid),
+    /// It was handed over under this number, and has no process yet.
+    Given(u64),
+    /// About to be one of the two.
+    Nobody,
 }
 
 struct Server {
@@ -54,6 +65,7 @@ struct Server {
     log: Log,
     listener: TcpListener,
     children: Vec<Child>,
+    ready: Ready,
     resume: Option<Instant>,
 }
 
@@ -75,7 +87,8 @@ fn tcpserver(args: program::Args) -> Result<(), Trouble> {
     }
     fd::give_up_standard();
     let log = Log::new(options.verbosity);
-    Server { options, log, listener, children: Vec::new(), resume: None }.run()
+    let ready = Ready::new(&options.program, session::is_quick(&options));
+    Server { options, log, listener, children: Vec::new(), ready, resume: None }.run()
 }
 
 fn unable(action: &str, error: &std::io::Error) -> Trouble {
@@ -158,31 +171,64 @@ impl Server {
             if signal::take(Signal::SIGTERM) {
                 return Ok(());
             }
-            if signal::take(Signal::SIGCHLD) {
-                while let Some((pid, status)) = process::reap_raw() {
-                    self.ended(pid, status);
-                }
+            let called = self.ready()?;
+            // A child answers before it can end: what is told of it comes before its end here, too.
+            let ended = signal::take(Signal::SIGCHLD);
+            let ends: Vec<(Pid, i32)> =
+                std::iter::from_fn(|| ended.then(process::reap_raw).flatten()).collect();
+            self.hear();
+            for (pid, status) in ends {
+                self.ended(pid, status);
             }
-            if self.ready()? {
+            if called {
                 self.accept()?;
             }
         }
     }
 
-    /// Waits for a connection, when there is room for one, or a signal.
+    /// Waits for a connection, when there is room for one, a word of the process that stays ready, or a signal.
     fn ready(&mut self) -> Result<bool, Trouble> {
         let pause = self.resume.and_then(|resume| resume.checked_duration_since(Instant::now()));
         if pause.is_none() {
             self.resume = None;
         }
         let full = self.children.len() >= self.options.limit;
-        let mut fds = [PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
-        let watched = if full || pause.is_some() { &mut [] } else { fds.as_mut_slice() };
+        let mut fds = Vec::with_capacity(2);
+        fds.extend(self.ready.socket().map(|socket| PollFd::new(socket, PollFlags::POLLIN)));
+        let words = fds.len();
+        if !full && pause.is_none() {
+            fds.push(PollFd::new(self.listener.as_fd(), PollFlags::POLLIN));
+        }
         // A full house waits for a child to end, however long that takes.
-        match signal::wait(watched, if full { None } else { pause }) {
-            Ok(n) => Ok(n > 0),
+        let pause = if full { None } else { pause };
+        let patience = self.ready.patience();
+        match signal::wait(&mut fds, pause.into_iter().chain(patience).min()) {
+            Ok(_) => Ok(fds.get(words).is_some_and(|listener| listener.any().unwrap_or(true))),
             Err(Errno::EINTR) => Ok(false),
             Err(errno) => Err(Trouble::temporary("unable to wait for connections").because(errno)),
+        }
+    }
+
+    /// What has become of connections that were handed over.
+    fn hear(&mut self) {
+        for news in self.ready.news() {
+            let (given, pid) = match news {
+                News::Taken(given, pid) => (given, Some(pid)),
+                News::Back(given) => (given, None),
+            };
+            let Some(at) = self.children.iter().position(|child| child.is == Who::Given(given.number)) else {
+                continue;
+            };
+            match pid {
+                Some(pid) => {
+                    self.log.status(session::from(pid, given.remote));
+                    self.log.status(given.call.verdict(pid));
+                    if let Some(child) = self.children.get_mut(at) {
+                        child.is = Who::Process(pid);
+                    }
+                }
+                None => self.start(at, &given.stream, given.remote),
+            }
         }
     }
 
@@ -202,24 +248,43 @@ impl Server {
             }
         }
         // The child's place is counted before it exists, so that its lines come after this one.
-        self.children.push(Child { pid: Pid::from_raw(0), group });
+        let at = self.children.len();
+        self.children.push(Child { is: Who::Nobody, group });
         self.status();
         let peer = SocketAddr::new(ip, peer.port());
+        let call = if self.ready.takes_more() { session::quick(&self.options, &stream, peer) } else { None };
+        let given = match call {
+            Some(call) => self.ready.give(stream, peer, call),
+            None => Err(stream),
+        };
+        match given {
+            Ok(number) => {
+                if let Some(child) = self.children.get_mut(at) {
+                    child.is = Who::Given(number);
+                }
+            }
+            Err(stream) => self.start(at, &stream, peer),
+        }
+        Ok(())
+    }
+
+    /// Starts the program for a connection that has its place.
+    fn start(&mut self, at: usize, stream: &TcpStream, peer: SocketAddr) {
+        let offer = self.ready.offer();
         let (options, log) = (&self.options, &self.log);
-        match process::fork_child(|| session::run(options, log, &stream, peer)) {
+        match process::fork_child(|| session::run(options, log, stream, peer, offer.as_ref())) {
             Ok(pid) => {
-                if let Some(child) = self.children.last_mut() {
-                    child.pid = pid;
+                if let Some(child) = self.children.get_mut(at) {
+                    child.is = Who::Process(pid);
                 }
             }
             Err(errno) => {
                 self.log.drop(format!("unable to fork: {}", trouble::wording(errno)));
-                self.children.pop();
+                self.children.remove(at);
                 self.status();
                 self.pause();
             }
         }
-        Ok(())
     }
 
     /// Not every error of accept(2) is ours: on Linux it may be one of the connection that was to come.
@@ -244,7 +309,7 @@ impl Server {
 
     fn ended(&mut self, pid: Pid, status: i32) {
         // A process that a shell left to us before it became tcpserver is none of our children.
-        let Some(at) = self.children.iter().position(|child| child.pid == pid) else { return };
+        let Some(at) = self.children.iter().position(|child| child.is == Who::Process(pid)) else { return };
         self.children.swap_remove(at);
         self.log.status(format!("end {pid} status {status}"));
         self.status();

@@ -23,10 +23,15 @@ pub struct Names {
     pub remote: Option<Vec<u8>>,
 }
 
+/// Whether nobody has to be asked.
+pub fn are_given(options: &Options) -> bool {
+    options.local_host.is_some() && !options.remote_host
+}
+
 /// Those that the options want and that are known. Without a question there is no child.
 pub fn find(options: &Options, local: IpAddr, remote: IpAddr) -> Result<Names, Trouble> {
     let given = options.local_host.clone();
-    if given.is_some() && !options.remote_host {
+    if are_given(options) {
         return Ok(Names { local: given, remote: None });
     }
     let resolver = Resolver::find(); // reads files

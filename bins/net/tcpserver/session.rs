@@ -6,26 +6,37 @@ use crate::names::{self, Names};
 use crate::options::Options;
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use qmail::environ::Environ;
 use qmail::rules::{self, Item, Peer, Rule};
 use qmail::sys::process::Command;
 use qmail::sys::{signal, socket};
 use qmail::timed::Deadline;
 use qmail::trouble::{self, Trouble};
-use qmail::{cdb, exits, program, timed, ucspi};
+use qmail::{cdb, exits, forkserver, program, timed, ucspi};
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{OwnedFd, RawFd};
 
 /// For the banner. The send buffer is empty and far larger; only a strange system makes this wait.
 const BANNER_TIMEOUT: u64 = 60;
 
 /// What a supervisor told us about its socket is not for the program.
-const NOT_FOR_PROGRAMS: [&str; 3] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
+const NOT_FOR_PROGRAMS: [&str; 4] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", forkserver::VARIABLE];
 
-/// Returns only when there is no program to run: the exit code of the child.
-pub fn run(options: &Options, log: &Log, stream: &TcpStream, remote: SocketAddr) -> i32 {
+/// Where the program finds what it is offered.
+const OFFERED: RawFd = 3;
+
+/// Returns only when there is no program to run: the exit code of the child. What is offered goes to the program.
+pub fn run(
+    options: &Options,
+    log: &Log,
+    stream: &TcpStream,
+    remote: SocketAddr,
+    offer: Option<&OwnedFd>,
+) -> i32 {
     signal::defaults();
     signal::ignore(&[Signal::SIGPIPE]); // a peer that is gone already; exec sets it back
-    match serve(options, log, stream, remote) {
+    match serve(options, log, stream, remote, offer) {
         Ok(denied) => denied,
         Err(text) => {
             log.drop(text);
@@ -34,75 +45,131 @@ pub fn run(options: &Options, log: &Log, stream: &TcpStream, remote: SocketAddr)
     }
 }
 
-fn serve(options: &Options, log: &Log, stream: &TcpStream, remote: SocketAddr) -> Result<i32, Vec<u8>> {
+fn serve(
+    options: &Options,
+    log: &Log,
+    stream: &TcpStream,
+    remote: SocketAddr,
+    offer: Option<&OwnedFd>,
+) -> Result<i32, Vec<u8>> {
     let pid = nix::unistd::getpid();
-    log.status(format!("pid {pid} from {}", remote.ip()));
+    log.status(from(pid, remote));
+    prepare(options, stream);
+    if !options.banner.is_empty() {
+        timed::write_all(stream, &options.banner, Deadline::seconds(BANNER_TIMEOUT))
+            .map_err(|e| reason("print banner", e))?;
+    }
+    let local = local(stream)?;
+    let names = names::find(options, local.ip(), remote.ip()).map_err(|trouble| trouble.text())?;
+    let remote_info = if options.remote_info {
+        ident::ask(local, stream.peer_addr().unwrap_or(remote), options.ident_timeout)
+            .map_err(|trouble| trouble.text())?
+    } else {
+        None
+    };
+    let call = Call::of(options, Ends { local, remote, names, remote_info })?;
+    log.status(call.verdict(pid));
+    if call.denied {
+        return Ok(exits::PERMANENT);
+    }
+    Err(execute(options, stream, call.environ, offer))
+}
+
+/// Whether nothing has to be asked and nothing said before the program can have a connection.
+pub fn is_quick(options: &Options) -> bool {
+    options.banner.is_empty() && !options.remote_info && names::are_given(options)
+}
+
+/// A connection of which `is_quick` holds; None when it is denied, or anything is wrong with it.
+pub fn quick(options: &Options, stream: &TcpStream, remote: SocketAddr) -> Option<Call> {
+    prepare(options, stream);
+    let local = local(stream).ok()?;
+    let names = Names { local: options.local_host.clone(), remote: None };
+    Call::of(options, Ends { local, remote, names, remote_info: None }).ok().filter(|call| !call.denied)
+}
+
+fn prepare(options: &Options, stream: &TcpStream) {
     if !options.keep_ip_options {
         socket::drop_ip_options(stream);
     }
     if options.no_delay {
         let _ = stream.set_nodelay(true);
     }
-    if !options.banner.is_empty() {
-        timed::write_all(stream, &options.banner, Deadline::seconds(BANNER_TIMEOUT))
-            .map_err(|e| reason("print banner", e))?;
-    }
+}
+
+fn local(stream: &TcpStream) -> Result<SocketAddr, Vec<u8>> {
     let local = stream.local_addr().map_err(|e| reason("get local address", trouble::errno(&e)))?;
-    let local_ip = local.ip().to_canonical();
+    Ok(SocketAddr::new(local.ip().to_canonical(), local.port()))
+}
 
-    let Names { local: local_host, remote: remote_host } =
-        names::find(options, local_ip, remote.ip()).map_err(|trouble| trouble.text())?;
-    let remote_info = if options.remote_info {
-        let local = SocketAddr::new(local_ip, local.port());
-        ident::ask(local, stream.peer_addr().unwrap_or(remote), options.ident_timeout)
-            .map_err(|trouble| trouble.text())?
-    } else {
-        None
-    };
+/// The line of a process that has a connection.
+pub fn from(pid: Pid, remote: SocketAddr) -> String {
+    format!("pid {pid} from {}", remote.ip())
+}
 
-    let mut environ = Environ::inherited();
-    for name in NOT_FOR_PROGRAMS {
-        environ.unset(name);
-    }
-    environ.set("PROTO", "TCP");
-    environ.set("TCPLOCALIP", local_ip.to_string());
-    environ.set("TCPLOCALPORT", local.port().to_string());
-    environ.set("TCPREMOTEIP", remote.ip().to_string());
-    environ.set("TCPREMOTEPORT", remote.port().to_string());
-    for (name, value) in
-        [("TCPLOCALHOST", &local_host), ("TCPREMOTEHOST", &remote_host), ("TCPREMOTEINFO", &remote_info)]
-    {
-        match value {
-            Some(value) => environ.set(name, value),
-            None => environ.unset(name),
+/// What is known of both ends.
+struct Ends {
+    local: SocketAddr,
+    remote: SocketAddr,
+    names: Names,
+    remote_info: Option<Vec<u8>>,
+}
+
+/// What the rules say of a connection, and what the program is told.
+pub struct Call {
+    pub environ: Environ,
+    denied: bool,
+    /// Behind the verdict and the pid.
+    line: Vec<u8>,
+}
+
+impl Call {
+    fn of(options: &Options, ends: Ends) -> Result<Call, Vec<u8>> {
+        let Ends { local, remote, names: Names { local: local_host, remote: remote_host }, remote_info } = ends;
+        let mut environ = Environ::inherited();
+        for name in NOT_FOR_PROGRAMS {
+            environ.unset(name);
         }
-    }
-
-    let ip = remote.ip().to_string();
-    let peer = Peer { ip: ip.as_bytes(), host: remote_host.as_deref(), info: remote_info.as_deref() };
-    let rule = rule(options, &peer)?;
-    let denied = rule.as_ref().is_some_and(Rule::denies);
-    for item in rule.into_iter().flat_map(|rule| rule.items) {
-        if let Item::Set { name, value } = item {
-            environ.set(name, value);
+        environ.set("PROTO", "TCP");
+        environ.set("TCPLOCALIP", local.ip().to_string());
+        environ.set("TCPLOCALPORT", local.port().to_string());
+        environ.set("TCPREMOTEIP", remote.ip().to_string());
+        environ.set("TCPREMOTEPORT", remote.port().to_string());
+        for (name, value) in
+            [("TCPLOCALHOST", &local_host), ("TCPREMOTEHOST", &remote_host), ("TCPREMOTEINFO", &remote_info)]
+        {
+            match value {
+                Some(value) => environ.set(name, value),
+                None => environ.unset(name),
+            }
         }
+        let ip = remote.ip().to_string();
+        let peer = Peer { ip: ip.as_bytes(), host: remote_host.as_deref(), info: remote_info.as_deref() };
+        let rule = rule(options, &peer)?;
+        let denied = rule.as_ref().is_some_and(Rule::denies);
+        for item in rule.into_iter().flat_map(|rule| rule.items) {
+            if let Item::Set { name, value } = item {
+                environ.set(name, value);
+            }
+        }
+        let field = |value: &Option<Vec<u8>>| ucspi::log_field(value.as_deref().unwrap_or_default());
+        let local_part =
+            [field(&local_host), ucspi::log_address(local.ip()), local.port().to_string().into_bytes()];
+        let remote_part = [
+            field(&remote_host),
+            ucspi::log_address(remote.ip()),
+            field(&remote_info),
+            remote.port().to_string().into_bytes(),
+        ];
+        let line = [local_part.join(&b':'), remote_part.join(&b':')].join(&b' ');
+        Ok(Call { environ, denied, line })
     }
 
-    let field = |value: &Option<Vec<u8>>| ucspi::log_field(value.as_deref().unwrap_or_default());
-    let verdict = format!("{} {pid} ", if denied { "deny" } else { "ok" });
-    let local_part =
-        [field(&local_host), ucspi::log_address(local_ip), local.port().to_string().into_bytes()];
-    let remote_part = [
-        field(&remote_host),
-        ucspi::log_address(remote.ip()),
-        field(&remote_info),
-        remote.port().to_string().into_bytes(),
-    ];
-    log.status([verdict.as_bytes(), &local_part.join(&b':'), b" ", &remote_part.join(&b':')].concat());
-    if denied {
-        return Ok(exits::PERMANENT);
+    /// The line that says what becomes of it.
+    pub fn verdict(&self, pid: Pid) -> Vec<u8> {
+        let verdict = format!("{} {pid} ", if self.denied { "deny" } else { "ok" });
+        [verdict.as_bytes(), &self.line].concat()
     }
-    Err(execute(options, stream, &environ))
 }
 
 fn reason(action: &str, errno: Errno) -> Vec<u8> {
@@ -120,15 +187,18 @@ fn rule(options: &Options, peer: &Peer) -> Result<Option<Rule>, Vec<u8>> {
 }
 
 /// Becomes the program; returns why it could not.
-fn execute(options: &Options, stream: &TcpStream, environ: &Environ) -> Vec<u8> {
+fn execute(options: &Options, stream: &TcpStream, mut environ: Environ, offer: Option<&OwnedFd>) -> Vec<u8> {
     let name = options.program.first().map(Vec::as_slice).unwrap_or_default();
-    let errno = match program::find(name) {
-        Some(path) => Command::new(path, &options.program)
-            .environ(environ)
-            .descriptor(stream, 0)
-            .descriptor(stream, 1)
-            .exec(),
-        None => Errno::ENOENT,
-    };
-    Trouble::unable("run", name, errno).text()
+    let Some(path) = program::find(name) else { return Trouble::unable("run", name, Errno::ENOENT).text() };
+    if offer.is_some() {
+        forkserver::Launcher::announce(&mut environ, OFFERED, &path);
+    }
+    let mut command = Command::new(path, &options.program)
+        .environ(&environ)
+        .descriptor(stream, 0)
+        .descriptor(stream, 1);
+    if let Some(offer) = offer {
+        command = command.descriptor(offer, OFFERED);
+    }
+    Trouble::unable("run", name, command.exec()).text()
 }

@@ -27,23 +27,29 @@ pub struct Config {
 }
 
 impl Config {
+    /// What is in `control/`, the same for every connection.
     pub fn read(control: &Control) -> Result<Config, Trouble> {
         let greeting = control
             .line_or_me("smtpgreeting")?
             .ok_or_else(|| Trouble::temporary("control/smtpgreeting and control/me do not exist"))?;
-        let databytes = match environ::get("DATABYTES") {
-            Some(value) => decimal::prefix(&value).unwrap_or(0),
-            None => control.int("databytes", 0)?,
-        };
         Ok(Config {
             greeting,
             timeout: Duration::from_secs(control.int("timeoutsmtpd", TIMEOUT_DEFAULT)?.max(1)),
-            databytes,
-            relay: environ::get("RELAYCLIENT"),
+            databytes: control.int("databytes", 0)?,
+            relay: None,
             rcpthosts: RcptHosts::read(control)?,
             badmailfrom: control.set("badmailfrom")?.unwrap_or_default(),
             localiphost: control.line_or_me("localiphost")?,
         })
+    }
+
+    /// What the environment says of this connection.
+    pub fn for_connection(mut self) -> Config {
+        if let Some(value) = environ::get("DATABYTES") {
+            self.databytes = decimal::prefix(&value).unwrap_or(0);
+        }
+        self.relay = environ::get("RELAYCLIENT");
+        self
     }
 
     /// Whether control/badmailfrom has this sender, or `@` and its domain.

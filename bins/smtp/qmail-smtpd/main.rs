@@ -1,11 +1,13 @@
 //! qmail-smtpd - receive mail by SMTP
 //!
 //! called by  tcpserver, one process a connection; sendmail -bs; a terminal
+//! stays      where tcpserver offers it (qmail::forkserver): a process that read control/ and closed its jail, and
+//!            is forked for each connection instead of started; it ends when control/ changes, and after a minute
 //! runs as    qmaild
 //! fd 0, 1    the connection
 //! fd 2       one line naming what is wrong with our own house; nothing about clients
 //! exit       0 after QUIT, 1 otherwise
-//! env        TCPREMOTEIP TCPREMOTEHOST TCPREMOTEINFO TCPLOCALHOST TCPLOCALIP RELAYCLIENT DATABYTES QMAILQUEUE
+//! env        TCPREMOTEIP TCPREMOTEHOST TCPREMOTEINFO TCPLOCALHOST TCPLOCALIP RELAYCLIENT DATABYTES QMAILQUEUE FORKSERVER
 //! jail       once control/ is read no file, no exec, no connection but to sockets of this machine, for
 //!            run/queue; where its user owns the queue also that and bin/qmail-queue. With QMAILQUEUE a
 //!            child with no new socket at all talks to the client, and this process, with rlimits only,
@@ -16,6 +18,7 @@
 
 use jail::{Jail, programs};
 use qmail::fd;
+use qmail::forkserver::{self, Offer};
 use qmail::home::Home;
 use qmail::program::{Args, Program};
 use qmail::queue::client::{Entrance, Reach, reach};
@@ -42,15 +45,38 @@ fn main() -> ! {
 
 fn smtpd(args: Args) -> Result<(), Trouble> {
     args.none()?;
+    if let Some(offer) = forkserver::offered()
+        && offer.part().unwrap_or(false)
+    {
+        return stand_ready(offer).map_err(|trouble| trouble.with_exit(EXIT_UNFINISHED));
+    }
     let ended = match prepare() {
-        Ok((config, entrance)) => {
-            let typed = fd::IN.as_fd().is_terminal();
-            let connection = Connection::new(fd::IN, fd::OUT, config.timeout, typed);
-            Session::new(&config, Peer::from_environ(), connection, entrance, warn).run()
-        }
+        Ok((config, entrance)) => converse(config, entrance, fd::IN, fd::OUT),
         Err(trouble) => refuse_connection(trouble),
     };
     ended.map_err(|trouble| trouble.with_exit(EXIT_UNFINISHED))
+}
+
+fn converse(config: Config, entrance: Entrance, input: impl AsFd, output: impl AsFd) -> Result<(), Trouble> {
+    let config = config.for_connection();
+    let typed = input.as_fd().is_terminal();
+    let connection = Connection::new(input, output, config.timeout, typed);
+    Session::new(&config, Peer::from_environ(), connection, entrance, warn).run()
+}
+
+/// The process that stays, and those it is forked into. Where it cannot be, nothing is said: who starts for one
+/// connection finds the same trouble, and has somebody to tell.
+fn stand_ready(offer: Offer) -> Result<(), Trouble> {
+    let Ok(home) = Home::find() else { return Ok(()) };
+    if reach(&home) != Reach::Socket {
+        return Ok(());
+    }
+    let Ok(server) = offer.server(&[&home.path("control")]) else { return Ok(()) };
+    let Ok(config) = Config::read(&home.control()) else { return Ok(()) };
+    Jail::of(&programs::QMAIL_SMTPD_READY).home(&home).close()?;
+    let Some(connection) = server.serve() else { return Ok(()) };
+    jail::alone()?;
+    converse(config, Entrance::Home(home), &connection, &connection)
 }
 
 /// We cannot even greet: one reply, and the reason for the log.

@@ -2,6 +2,7 @@
 //!
 //! Kept small on purpose: each module wraps one need and says beside each unsafe block why it is sound.
 
+mod arena;
 pub mod descriptor;
 pub mod memory;
 pub mod process;

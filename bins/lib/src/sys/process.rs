@@ -100,6 +100,16 @@ pub fn fork_heir<T>(things: T, work: impl FnOnce(&T) -> i32) -> Result<Pid, (Err
     }
 }
 
+/// Forks a sibling: a child of our parent, which gets the signal of its end. Its pid here, None in it. In the sibling
+/// the C library's idea of its thread is the parent's: it must not raise signals to itself.
+pub fn fork_sibling() -> Result<Option<Pid>, Errno> {
+    // SAFETY: as in fork_child. Without a stack and flags that share memory clone(2) is fork; the C library's
+    // handlers around fork are for threads, which there are none of.
+    let result = unsafe { libc::syscall(libc::SYS_clone, libc::CLONE_PARENT | libc::SIGCHLD, 0, 0, 0, 0) };
+    let pid = Errno::result(result)?;
+    Ok((pid != 0).then(|| Pid::from_raw(i32::try_from(pid).unwrap_or(i32::MAX))))
+}
+
 /// Forks, and goes on in both: the child's pid in the parent, None in the child.
 pub fn part() -> Result<Option<Pid>, Errno> {
     // SAFETY: as in fork_child.
