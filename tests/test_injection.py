@@ -352,6 +352,8 @@ ROWS = {
     "tcpserver a child that asks the DNS": (SECCOMP, "names", {"udp"}),
     "tcpserver a child that asks ident": (SECCOMP, "ident", set()),
     "qmail-smtpd": (SECCOMP, "smtpd", {"socket path", "netlink"}),
+    # Of forks the filter leaves only the one it lives by: the attack makes another one.
+    "qmail-smtpd that stays ready, and is forked for each connection": (SECCOMP, "smtp_ready", {"socket path", "netlink"}),
     "qmail-smtpd with QMAILQUEUE, the child that talks": (SECCOMP, "filtered_session", {"netlink"}),
     "qmail-popup": (SECCOMP, ("qmaild", "qmail-popup", "test.example", "pop3"), {"socket path"}),
     "qmail-popup the classic way": (LIMITS, ("root", "qmail-popup", "test.example", "true"), None),
@@ -514,17 +516,37 @@ class Injected(unittest.TestCase):
         with Line.connect(25) as line:
             line.expect("220 ...")
 
+    def sessions(self):
+        return [int(pid) for pid in re.findall(r"^tcpserver: ok (\d+) ", self.smtpd.log(), re.M)]
+
     @contextlib.contextmanager
     def smtp_session(self, _):
+        before = len(self.sessions())
         with Line.connect(25) as line:
             line.expect("220 ...")
-            pid = self.found("qmail-smtpd", self.smtpd)
+            wait_for(lambda: len(self.sessions()) > before, "the session in the log")
+            pid = self.sessions()[-1]
             self.closed(pid, SECCOMP)
             with Attacker(pid) as a:
                 yield a, True, HOME
             if not a.gone:
                 line.send("NOOP\r\n")
                 line.expect("250 ...")
+
+    @contextlib.contextmanager
+    def smtp_ready(self, _):
+        def stays():
+            with Line.connect(25) as line:  # another one, when that of the last session went home
+                line.expect("220 ...")
+                line.send("QUIT\r\n")
+                line.expect("221 ...")
+            served = self.sessions()
+            found = [pid for pid, name in harness.family(self.smtpd.pid).items() if name == "qmail-smtpd" and pid not in served]
+            return found[0] if len(found) == 1 and self.ids(found[0])[2]["Seccomp"].split() == ["2"] else None
+        pid = wait_for(stays, "a process that stays ready")
+        self.closed(pid, SECCOMP)
+        with Attacker(pid) as a:
+            yield a, True, HOME
 
     @contextlib.contextmanager
     def filtered_session(self, name):

@@ -175,7 +175,9 @@ impl Offer {
         let changes = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
         for directory in directories {
             watch(&changes, fd::path(directory))?;
-            for entry in std::fs::read_dir(fd::path(directory)).map_err(|e| crate::trouble::errno(&e))?.flatten() {
+            for entry in
+                std::fs::read_dir(fd::path(directory)).map_err(|e| crate::trouble::errno(&e))?.flatten()
+            {
                 if entry.file_type().is_ok_and(|kind| kind.is_symlink())
                     && let Ok(target) = std::fs::canonicalize(entry.path())
                 {
@@ -265,7 +267,8 @@ impl Server {
 fn is_for_us(environ: &Environ) -> bool {
     let own = Environ::inherited();
     let way = |environ: &Environ| {
-        let mut way: Vec<_> = environ.strings().into_iter().filter(|entry| entry.starts_with(b"QMAIL")).collect();
+        let mut way: Vec<_> =
+            environ.strings().into_iter().filter(|entry| entry.starts_with(b"QMAIL")).collect();
         way.sort();
         way
     };

@@ -115,7 +115,8 @@ impl Ready {
             match launcher.answer() {
                 None => return news,
                 Some(Answer::Ready(pid)) => {
-                    let State::Offered(launcher) = std::mem::replace(&mut self.state, State::None(Instant::now()))
+                    let State::Offered(launcher) =
+                        std::mem::replace(&mut self.state, State::None(Instant::now()))
                     else {
                         return news;
                     };

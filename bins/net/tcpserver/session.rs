@@ -125,7 +125,8 @@ pub struct Call {
 
 impl Call {
     fn of(options: &Options, ends: Ends) -> Result<Call, Vec<u8>> {
-        let Ends { local, remote, names: Names { local: local_host, remote: remote_host }, remote_info } = ends;
+        let Ends { local, remote, names: Names { local: local_host, remote: remote_host }, remote_info } =
+            ends;
         let mut environ = Environ::inherited();
         for name in NOT_FOR_PROGRAMS {
             environ.unset(name);
@@ -193,10 +194,8 @@ fn execute(options: &Options, stream: &TcpStream, mut environ: Environ, offer: O
     if offer.is_some() {
         forkserver::Launcher::announce(&mut environ, OFFERED, &path);
     }
-    let mut command = Command::new(path, &options.program)
-        .environ(&environ)
-        .descriptor(stream, 0)
-        .descriptor(stream, 1);
+    let mut command =
+        Command::new(path, &options.program).environ(&environ).descriptor(stream, 0).descriptor(stream, 1);
     if let Some(offer) = offer {
         command = command.descriptor(offer, OFFERED);
     }

@@ -1,0 +1,291 @@
+"""qmail-smtpd that stays ready behind tcpserver (qmail::forkserver): every connection has a process of its own, its own
+environment and what control/ says now, whatever becomes of the process that forks them."""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import tempfile
+import unittest
+
+from tests import harness
+from tests.harness import Daemon, Home, Line, wait_for
+
+SESSIONS = 1100  # a ready process is followed by another one after 1000
+
+
+class Ready(unittest.TestCase):
+    program = ("qmail-smtpd",)
+    options = ("-H", "-R", "-l", "test.example")
+
+    def setUp(self):
+        self.home = Home(users={"joe": ""})
+        self.addCleanup(self.home.__exit__)
+        self.home.start()
+        self.env = {**self.home.env, "QMAILDOOR": "socket"}  # as where the queue is another account's
+        # The owner's: the programs run as that.
+        self.rules = os.path.join(self.home.path, "rules.cdb")
+
+    def serve(self, *options, rules=None):
+        if rules is not None:
+            temporary = os.path.join(self.home.path, "rules.tmp")
+            made = harness.run(["tcprules", self.rules, temporary], stdin=rules.encode(), env=self.env)
+            self.assertEqual(made.code, 0, made.err)
+            options = (*options, "-x", self.rules)
+        argv = ["tcpserver", "-v", "-1", *harness.as_owner(), *self.options, *options, "127.0.0.1", "0", *self.program]
+        self.server = Daemon(argv, env=self.env)
+        self.addCleanup(self.end)
+        self.port = int(self.server.wait_log(r"^(\d+)$")[1])
+
+    def end(self):
+        children = [pid for pid in harness.family(self.server.pid) if pid != self.server.pid]
+        self.server.stop()
+        for pid in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def connect(self):
+        return Line.connect(self.port)
+
+    def session(self, *commands, greeting="220 test.example ESMTP"):
+        """The replies to these commands, then QUIT."""
+        with self.connect() as line:
+            line.expect(greeting)
+            replies = []
+            for command in commands:
+                line.send(command + "\r\n")
+                replies.append(line.expect("..."))
+            line.send("QUIT\r\n")
+            line.expect("221 ...")
+            return replies
+
+    def ready(self):
+        """The process that stays: a child of tcpserver that no line of the log names."""
+        children = harness.family(self.server.pid)
+        log = self.server.log()
+        found = [pid for pid, name in children.items() if name == "qmail-smtpd" and harness.parent(pid) == self.server.pid
+                 and not re.search(rf"^tcpserver: pid {pid} ", log, re.M)]
+        return found[0] if len(found) == 1 else None
+
+    def begin(self):
+        self.session()
+        return wait_for(self.ready, "a process that stays")
+
+    def oks(self):
+        """The processes that got a connection, in the order of the log."""
+        return [int(pid) for pid in re.findall(r"^tcpserver: ok (\d+) ", self.server.log(), re.M)]
+
+    @contextlib.contextmanager
+    def talking(self):
+        """A session that is open, and its process."""
+        before = len(self.oks())
+        with self.connect() as line:
+            line.expect("220 ...")
+            wait_for(lambda: len(self.oks()) > before, "the session in the log")
+            yield line, self.oks()[-1]
+
+
+class Sessions(Ready):
+    def test_each_connection_is_a_process_with_the_lines_it_always_had(self):
+        self.serve("-c", "7")
+        ready = self.begin()
+        with self.talking() as (_, pid):
+            self.assertEqual(harness.parent(pid), self.server.pid)
+            self.assertNotEqual(pid, ready)
+            # Started for the connection it would have it on 0.
+            self.assertEqual(os.readlink(f"/proc/{pid}/fd/0"), "/dev/null")
+            with open(f"/proc/{pid}/limits") as f:
+                self.assertRegex(f.read(), r"(?m)^Max processes +0 +0 ")
+        lines = [self.connect() for _ in range(5)]
+        try:
+            for line in lines:
+                line.expect("220 ...")
+        finally:
+            for line in lines:
+                line.close()
+        log = wait_for(lambda: self.server.log() if self.server.log().endswith("status: 0/7\n") else None, "all to have ended")
+        pids = [re.findall(rf"^tcpserver: {word} (\d+) ", log, re.M) for word in ("pid", "ok", "end")]
+        self.assertEqual(len(pids[0]), 7)
+        self.assertEqual(len(set(pids[0])), 7)
+        self.assertEqual(sorted(pids[0]), sorted(pids[1]))
+        self.assertEqual(sorted(pids[0]), sorted(pids[2]))
+        self.assertRegex(log, r"(?m)^tcpserver: pid \d+ from 127\.0\.0\.1$")
+        self.assertRegex(log, rf"(?m)^tcpserver: ok \d+ test\.example:127\.0\.0\.1:{self.port} :127\.0\.0\.1::\d+$")
+
+    def test_the_limit_of_processes_holds(self):
+        self.serve("-c", "2")
+        self.begin()
+        with self.connect() as one, self.connect() as two:
+            one.expect("220 ...")
+            two.expect("220 ...")
+            with self.connect() as three:
+                two.close()
+                three.expect("220 ...")
+        self.assertNotIn("status: 3/2", self.server.log())
+
+    def test_more_sessions_than_a_process_serves_and_each_is_served_once(self):
+        self.serve()
+        self.begin()
+        for _ in range(SESSIONS):
+            self.assertEqual(self.session("NOOP", "RSET"), ["250 ok", "250 flushed"])
+        log = self.server.log()
+        self.assertEqual(len(re.findall(r"^tcpserver: ok ", log, re.M)), SESSIONS + 1)
+
+    def test_mail_comes_in(self):
+        self.serve()
+        self.home.control("rcpthosts", "test.example\n")
+        self.begin()
+        replies = self.session("MAIL FROM:<a@b.example>", "RCPT TO:<joe@test.example>", "DATA", "Subject: x\r\n\r\nhello\r\n.")
+        self.assertRegex(replies[-1], r"^250 ok \d+ qp \d+$")
+        message = wait_for(self.home.messages, "the message")[0]
+        self.assertIn(b"(127.0.0.1)", message)
+        self.assertIn(b"\nhello\n", message)
+
+
+class Changes(Ready):
+    def test_control_holds_from_the_next_connection_on(self):
+        self.serve()
+        self.begin()
+        for n in range(20):
+            name = f"greeting-{n}.example"
+            self.home.control("smtpgreeting", name + "\n")
+            self.session(greeting=f"220 {name} ESMTP")
+        self.home.remove_control("smtpgreeting")
+        self.session()
+
+    def test_also_behind_a_link(self):
+        elsewhere = tempfile.mkdtemp(prefix="qmail-forkserver-")
+        self.addCleanup(shutil.rmtree, elsewhere)
+        os.chmod(elsewhere, 0o755)
+        target = os.path.join(elsewhere, "mailname")
+
+        def name(text):
+            with open(target + ".new", "w") as f:
+                f.write(text)
+            os.chmod(target + ".new", 0o644)
+            os.rename(target + ".new", target)
+        name("one.example\n")
+        os.symlink(target, self.home.file("control/smtpgreeting"))
+        self.serve()
+        self.session(greeting="220 one.example ESMTP")
+        wait_for(self.ready, "a process that stays")
+        name("two.example\n")
+        self.session(greeting="220 two.example ESMTP")
+
+    def test_broken_control_is_refused_as_ever(self):
+        self.serve()
+        self.begin()
+        self.home.remove_control("me")
+        with self.connect() as line:
+            line.expect("421 ...")
+        self.server.wait_log(r"^qmail-smtpd: fatal: control/smtpgreeting and control/me do not exist$")
+
+    def test_rules_hold_for_their_connection_only(self):
+        self.home.control("rcpthosts", "test.example\n")
+        self.serve(rules="127.0.0.1:allow,RELAYCLIENT=\"\",DATABYTES=\"3\"\n127.0.0.2:allow\n127.0.0.3:deny\n:allow\n")
+        relay, plain = ("127.0.0.1", "250 ok"), ("127.0.0.2", "553 ...")
+        for source, reply in [relay, plain, relay, plain, plain, relay, plain]:
+            with self.connect_from(source) as line:
+                line.expect("220 ...")
+                line.send("MAIL FROM:<a@b.example>\r\n")
+                line.expect("250 ok")
+                line.send("RCPT TO:<x@elsewhere.example>\r\n")
+                line.expect(reply)
+                line.send("RSET\r\nMAIL FROM:<a@b.example> SIZE=10\r\n")
+                line.expect("250 flushed")
+                line.expect("552 ..." if source == "127.0.0.1" else "250 ok")
+        with self.connect_from("127.0.0.3") as line:
+            self.assertEqual(line.reader.read(), b"")
+        self.server.wait_log(r"^tcpserver: deny ")
+
+    def connect_from(self, source):
+        s = socket.create_connection(("127.0.0.1", self.port), harness.TIMEOUT, (source, 0))
+        f, r = s.makefile("rwb", buffering=0), s.makefile("rb")
+
+        def close():
+            for thing in (r, f, s):
+                thing.close()
+        return Line(r, f, close)
+
+    def test_a_queue_program_of_the_rules_is_used(self):
+        script = self.home.file("filter")
+        with open(script, "w") as f:
+            f.write("#!/bin/sh\ncat >/dev/null; cat <&1 >/dev/null; exit 31\n")
+        os.chmod(script, 0o755)
+        self.home.control("rcpthosts", "test.example\n")
+        self.serve(rules=f'127.0.0.2:allow,QMAILQUEUE="{script}"\n:allow\n')
+        self.begin()
+        for source, reply in [("127.0.0.2", "554 ..."), ("127.0.0.1", "250 ok ..."), ("127.0.0.2", "554 ...")]:
+            with self.connect_from(source) as line:
+                line.expect("220 ...")
+                for command, answer in (("MAIL FROM:<a@b.example>", "250 ok"), ("RCPT TO:<joe@test.example>", "250 ok"),
+                                        ("DATA", "354 ..."), ("x\r\n.", reply)):
+                    line.send(command + "\r\n")
+                    line.expect(answer)
+
+
+class Trouble(Ready):
+    def test_killed_it_is_replaced_and_its_sessions_go_on(self):
+        self.serve()
+        for _ in range(5):
+            ready = self.begin()
+            with self.connect() as line:
+                line.expect("220 ...")
+                os.kill(ready, signal.SIGKILL)
+                wait_for(lambda: ready not in harness.family(self.server.pid), "its end")
+                self.session("NOOP")
+                line.send("NOOP\r\n")
+                line.expect("250 ok")
+
+    def test_stopped_it_is_given_up(self):
+        self.serve()
+        ready = self.begin()
+        os.kill(ready, signal.SIGSTOP)
+        self.session("NOOP")
+        wait_for(lambda: ready not in harness.family(self.server.pid), "its end")
+
+    def test_idle_it_goes_home(self):
+        self.serve()
+        self.begin()
+        wait_for(lambda: len(harness.family(self.server.pid)) == 1, "tcpserver to be alone")
+        self.session("NOOP")
+
+    def test_it_ends_with_tcpserver_and_sessions_do_not(self):
+        self.serve()
+        ready = self.begin()
+        with self.talking() as (line, pid):
+            self.server.process.terminate()
+            self.server.process.wait(harness.TIMEOUT)
+            wait_for(lambda: not os.path.exists(f"/proc/{ready}"), "its end")
+            self.assertTrue(os.path.exists(f"/proc/{pid}"))
+            line.send("QUIT\r\n")
+            line.expect("221 ...")
+
+    def test_a_program_of_another_file_gets_no_connection_later(self):
+        # A wrapper looks at every connection: it must not be passed by.
+        wrapper = self.home.file("bin-wrapper/qmail-smtpd")
+        os.mkdir(os.path.dirname(wrapper), 0o755)
+        with open(wrapper, "w") as f:
+            f.write(f"#!/bin/sh\necho wrapped >&2\nexec {harness.program('qmail-smtpd')}\n")
+        os.chmod(wrapper, 0o755)
+        self.program = (wrapper,)
+        self.serve()
+        for n in range(5):
+            self.session("NOOP")
+            wait_for(lambda n=n: self.server.log().count("wrapped") == n + 1, "the wrapper")
+        self.assertIsNone(self.ready())
+
+    def test_where_names_are_looked_up_every_connection_starts_a_program(self):
+        self.options = ("-h", "-R", "-l", "test.example")
+        self.env["DNSCACHEIP"] = "127.0.0.1:9"
+        self.serve()
+        self.session("NOOP")
+        self.session("NOOP")
+        self.assertIsNone(self.ready())
+        self.assertNotIn("FORKSERVER", self.server.log())
+
+
+if __name__ == "__main__":
+    unittest.main()
