@@ -1,4 +1,4 @@
-"""checkpassword and checkpassword-file from outside: descriptor 3 in, an exit code or the user's program out."""
+"""checkpassword, checkpassword-file and checkpassword-cram from outside: descriptor 3 in, an exit code or the user's program out."""
 
 import base64
 import hashlib
@@ -270,6 +270,48 @@ class File(unittest.TestCase):
         result = harness.run(["checkpassword-file", self.passwd, "id", "-u"], fds={3: fields("joe", "pencil")},
                              as_user=(UID, GID) if os.geteuid() == 0 else None)
         self.assertEqual((result.code, result.out), (0, b"%d\n" % UID))
+
+
+class Cram(unittest.TestCase):
+    CHALLENGE = b"<1896.697170952@postoffice.example>"
+
+    def setUp(self):
+        self.base = harness.scratch()
+        self.addCleanup(shutil.rmtree, self.base, ignore_errors=True)
+        self.file = os.path.join(self.base, "secrets")
+        with open(self.file, "w") as f:
+            for name, secret in [("joe", "pencil"), ("sue", "{PLAIN}pencil"), ("amy", SCHEMES["CRAM-MD5"]), ("none", ""),
+                                 ("odd", "!pen cil"), ("old", "{LANMAN}00")]:
+                f.write(f"{name}:{secret}:{UID}:{GID}:/\n")
+
+    def code(self, name, response, mechanism=b"", challenge=None):
+        challenge = self.CHALLENGE if challenge is None else challenge
+        login = fields(name, response, challenge + b"\0" + (mechanism + b"\0pop3\0" + b"\0" if mechanism else b""))
+        result = harness.run(["checkpassword-cram", self.file, "true"], fds={3: login})
+        self.assertEqual((result.out, result.err if result.code < 100 else b""), (b"", b""))
+        return result.code
+
+    def test_responses_are_held_against_the_secret(self):
+        cram = hmac.new(b"pencil", self.CHALLENGE, "md5").hexdigest()
+        apop = hashlib.md5(self.CHALLENGE + b"pencil").hexdigest()
+        for name, wants in [("joe", (0, 0)), ("sue", (0, 0)), ("amy", (0, 1)), ("none", (1, 1)), ("odd", (1, 1)), ("nobody", (1, 1))]:
+            with self.subTest(name):
+                self.assertEqual((self.code(name, cram), self.code(name, apop)), wants)
+                self.assertEqual((self.code(name, cram, b"CRAM-MD5"), self.code(name, apop, b"APOP")), wants)
+                self.assertEqual(self.code(name, cram, challenge=b"<1896.697170953@postoffice.example>"), 1)
+                self.assertEqual(self.code(name, cram.upper()), 1)
+        self.assertEqual(self.code("odd", hmac.new(b"!pen cil", self.CHALLENGE, "md5").hexdigest()), 0)
+
+    def test_the_password_itself_is_as_good(self):
+        for name, code in [("joe", 0), ("sue", 0), ("amy", 0), ("none", 1), ("odd", 1), ("nobody", 1), ("old", 111)]:
+            with self.subTest(name):
+                self.assertEqual((self.code(name, "pencil", challenge=b""), self.code(name, "pencil", b"PLAIN")), (code, code))
+        self.assertEqual(self.code("none", "", challenge=b""), 1)
+        self.assertEqual(self.code("joe", "", challenge=b""), 1)
+
+    def test_misuse(self):
+        for argv in [[], [self.file]]:
+            self.assertEqual(harness.run(["checkpassword-cram", *argv], fds={3: fields("joe", "pencil")}).code, 2)
 
 
 TODAY = int(time.time() // 86400)

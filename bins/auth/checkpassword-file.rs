@@ -13,10 +13,8 @@
 //! there or not.
 #![forbid(unsafe_code)]
 
-use auth::account::program_of;
-use auth::login::{Login, misused, refused};
 use auth::passwd;
-use auth::stored::{self, Bare, DUMMY};
+use auth::stored::Bare;
 use jail::{Jail, programs};
 use qmail::program::{self, Args};
 use qmail::trouble::Trouble;
@@ -26,17 +24,7 @@ fn main() {
 }
 
 fn check(args: Args) -> Result<(), Trouble> {
-    let [file, program @ ..] = args.list() else { return Err(misused("no file to check against")) };
-    let program = program_of(program)?;
+    let (file, program) = passwd::arguments(&args)?;
     Jail::of(&programs::CHECKPASSWORD_FILE).close()?;
-    let login = Login::read()?;
-    let Some(proof) = login.proof() else { return Err(refused()) };
-    let found = passwd::look_up(file, login.name(), Bare::Hash)?;
-    if found.is_stale {
-        passwd::warn_of_index("checkpassword-file", file);
-    }
-    let stored = found.user.as_ref().map(|user| user.stored.as_slice());
-    let verdict = stored::check(stored, found.usual.as_deref().unwrap_or(DUMMY), Bare::Hash, &proof);
-    login.settle(verdict)?;
-    Err(found.user.map_or_else(refused, |user| user.account.run(program)))
+    Err(passwd::serve("checkpassword-file", file, program, Bare::Hash))
 }

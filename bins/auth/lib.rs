@@ -4,6 +4,7 @@
 pub mod account;
 pub mod crypt;
 pub mod login;
+pub mod pam;
 pub mod passwd;
 pub mod shadow;
 pub mod stored;

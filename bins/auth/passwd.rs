@@ -8,11 +8,14 @@
 //! asked only while the file is in that very state; else the file is read.
 #![forbid(unsafe_code)]
 
-use crate::account::Account;
-use crate::stored::{Bare, is_usable};
+use crate::account::{Account, program_of};
+use crate::login::{Login, misused, refused};
+use crate::stored::{self, Bare, DUMMY, is_usable};
 use nix::sys::stat::{FileStat, fstat};
 use nix::unistd::{Gid, Uid};
+use qmail::auth::Secret;
 use qmail::cdb;
+use qmail::program::Args;
 use qmail::timed::{Line, Reader};
 use qmail::trouble::Trouble;
 use qmail::{decimal, fd};
@@ -20,6 +23,36 @@ use std::os::fd::AsFd;
 
 /// A line longer than this is nobody's.
 pub const LINE_MAX: usize = 4096;
+
+/// The file and the program of a checker's command line.
+pub fn arguments(args: &Args) -> Result<(&[u8], &[Vec<u8>]), Trouble> {
+    let [file, program @ ..] = args.list() else { return Err(misused("no file to check against")) };
+    Ok((file, program_of(program)?))
+}
+
+/// Checks the login of descriptor 3 against a file, and becomes its user and the program; comes back with the reason
+/// why not. The same work is done whether the name is there or not.
+pub fn serve(checker: &str, file: &[u8], program: &[Vec<u8>], bare: Bare) -> Trouble {
+    let user = || {
+        let login = Login::read()?;
+        let Some(proof) = login.proof() else { return Err(refused()) };
+        let found = look_up(file, login.name(), bare)?;
+        if found.is_stale {
+            warn_of_index(checker, file);
+        }
+        let stored = found.user.as_ref().map(|user| user.stored.as_slice());
+        let verdict = stored::check(stored, found.usual.as_deref().unwrap_or(DUMMY), bare, &proof);
+        login.settle(verdict)?;
+        found.user.ok_or_else(refused)
+    };
+    match user() {
+        Ok(User { stored, account }) => {
+            drop(Secret(stored));
+            account.run(program)
+        }
+        Err(trouble) => trouble,
+    }
+}
 
 /// One user.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -116,7 +149,7 @@ fn has_index(file: &[u8]) -> bool {
 }
 
 /// Into the log: logins work, and are slow.
-pub fn warn_of_index(program: &str, file: &[u8]) {
+fn warn_of_index(program: &str, file: &[u8]) {
     let line =
         [program.as_bytes(), b": warning: the index of ", file, b" is not of this file: run authpasswd -x\n"];
     let _ = fd::write_all(fd::ERR, &line.concat());

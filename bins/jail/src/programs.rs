@@ -332,6 +332,15 @@ pub static CHECKPASSWORD_FILE: Profile = Profile::limits(
     "its arguments",
 );
 
+pub static CHECKPASSWORD_CRAM: Profile = Profile::limits(
+    "checkpassword-cram",
+    "root, or the one user of its file; then the user",
+    "its arguments",
+);
+
+pub static CHECKPASSWORD_PAM: Profile =
+    Profile::limits("checkpassword-pam", "root, then the user", "its arguments; PAM's modules run in it");
+
 pub static AUTHPASSWD: Profile = Profile::jail("authpasswd", "root, or who owns the file of users").files(&[
     own(&[place(Given(TARGET), READ | LIST | WRITE | TRUNCATE | CREATE | UNLINK), place(Given(FILE), READ)]),
 ]);
@@ -418,6 +427,8 @@ pub static ALL: &[&Profile] = &[
     &QMAIL_POP3D,
     &CHECKPASSWORD,
     &CHECKPASSWORD_FILE,
+    &CHECKPASSWORD_CRAM,
+    &CHECKPASSWORD_PAM,
     &AUTHPASSWD,
     &QMAIL_SHOWCTL,
     &QMAIL_QREAD,
