@@ -3,8 +3,11 @@
 
 pub mod account;
 pub mod crypt;
+pub mod daemon;
+pub mod dovecot;
 pub mod login;
 pub mod pam;
 pub mod passwd;
+pub mod saslauthd;
 pub mod shadow;
 pub mod stored;

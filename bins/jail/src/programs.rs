@@ -341,6 +341,22 @@ pub static CHECKPASSWORD_CRAM: Profile = Profile::limits(
 pub static CHECKPASSWORD_PAM: Profile =
     Profile::limits("checkpassword-pam", "root, then the user", "its arguments; PAM's modules run in it");
 
+pub static CHECKPASSWORD_DOVECOT: Profile =
+    Profile::limits("checkpassword-dovecot", "root, then the user", "its arguments");
+
+pub static CHECKPASSWORD_DOVECOT_ASKING: Profile = Profile::jail("checkpassword-dovecot", "as before")
+    .part("a child that asks Dovecot")
+    .network(Network::Local("the connection to Dovecot"))
+    .calls(&[&RUN, &TALK]);
+
+pub static CHECKPASSWORD_SASLAUTHD: Profile =
+    Profile::limits("checkpassword-saslauthd", "root, then the user", "its arguments");
+
+pub static CHECKPASSWORD_SASLAUTHD_ASKING: Profile = Profile::jail("checkpassword-saslauthd", "as before")
+    .part("a child that asks saslauthd")
+    .network(Network::Local("the connection to saslauthd"))
+    .calls(&[&RUN, &TALK]);
+
 pub static AUTHPASSWD: Profile = Profile::jail("authpasswd", "root, or who owns the file of users").files(&[
     own(&[place(Given(TARGET), READ | LIST | WRITE | TRUNCATE | CREATE | UNLINK), place(Given(FILE), READ)]),
 ]);
@@ -429,6 +445,10 @@ pub static ALL: &[&Profile] = &[
     &CHECKPASSWORD_FILE,
     &CHECKPASSWORD_CRAM,
     &CHECKPASSWORD_PAM,
+    &CHECKPASSWORD_DOVECOT,
+    &CHECKPASSWORD_DOVECOT_ASKING,
+    &CHECKPASSWORD_SASLAUTHD,
+    &CHECKPASSWORD_SASLAUTHD_ASKING,
     &AUTHPASSWD,
     &QMAIL_SHOWCTL,
     &QMAIL_QREAD,
