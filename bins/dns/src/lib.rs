@@ -20,7 +20,7 @@ mod stub;
 pub mod wire;
 
 pub use reverse::reverse_name;
-pub use wire::{Kind, Mx};
+pub use wire::{Kind, Mx, Tlsa};
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -44,8 +44,8 @@ pub enum Failure {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer<T> {
     pub records: Vec<T>,
-    /// The server says it validated all of it (the AD bit). Worth as much as the way to that server:
-    /// only on loopback or a protected network does it prove anything.
+    /// The server validated all of it (the AD bit), and can be believed: it is on this machine, or it is
+    /// one of resolv.conf, which vouches for the way to it (`options trust-ad`).
     pub authentic: bool,
 }
 
@@ -65,13 +65,16 @@ impl<T> Answer<T> {
 #[derive(Debug, Clone)]
 pub struct Resolver {
     servers: Vec<SocketAddr>,
+    /// The AD bit of a server elsewhere is believed.
+    trust_ad: bool,
     patience: Duration,
 }
 
 impl Resolver {
     /// With the servers of this machine and environment.
     pub fn find() -> Resolver {
-        Resolver::at(servers::find())
+        let (servers, trust_ad) = servers::find();
+        Resolver { trust_ad, ..Resolver::at(servers) }
     }
 
     /// The ports of its servers: where a jail must let it go.
@@ -81,7 +84,7 @@ impl Resolver {
 
     /// With these servers, asked in this order. Without any, every question is Temporary.
     pub fn at(servers: Vec<SocketAddr>) -> Resolver {
-        Resolver { servers, patience: PATIENCE }
+        Resolver { servers, trust_ad: false, patience: PATIENCE }
     }
 
     /// Gives up on a question after this time.
@@ -151,8 +154,24 @@ impl Resolver {
         })
     }
 
+    /// What a name is an alias for: one name, not followed further.
+    pub fn cname(&self, name: &[u8]) -> Result<Answer<Vec<u8>>, Failure> {
+        self.ask(name, Kind::Cname)?.filter_map(|data| match data {
+            wire::Data::Cname(name) => Some(name),
+            _ => None,
+        })
+    }
+
+    /// How the certificate of a service is to be known (RFC 6698).
+    pub fn tlsa(&self, name: &[u8]) -> Result<Answer<Tlsa>, Failure> {
+        self.ask(name, Kind::Tlsa)?.filter_map(|data| match data {
+            wire::Data::Tlsa(tlsa) => Some(tlsa),
+            _ => None,
+        })
+    }
+
     fn ask(&self, name: &[u8], kind: Kind) -> Result<Answer<wire::Data>, Failure> {
-        stub::ask(&self.servers, self.patience, name, kind)
+        stub::ask(&self.servers, self.trust_ad, self.patience, name, kind)
     }
 }
 

@@ -15,18 +15,19 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 const PORT: u16 = 53;
 
 /// The servers of `$DNSCACHEIP`, else of /etc/resolv.conf, else 127.0.0.1. A file that cannot be read
-/// counts as missing: the question then fails temporarily, which is right.
-pub fn find() -> Vec<SocketAddr> {
-    let mut list = environ::get("DNSCACHEIP").map(|text| parse_list(&text)).unwrap_or_default();
-    if list.is_empty() {
-        list = parse_resolv_conf(
-            &fd::read_file(RESOLV_CONF, RESOLV_CONF_MAX).ok().flatten().unwrap_or_default(),
-        );
+/// counts as missing: the question then fails temporarily, which is right. And whether the way to them is
+/// protected, as resolv.conf says of its own.
+pub fn find() -> (Vec<SocketAddr>, bool) {
+    let named = environ::get("DNSCACHEIP").map(|text| parse_list(&text)).unwrap_or_default();
+    if !named.is_empty() {
+        return (named, false);
     }
+    let text = fd::read_file(RESOLV_CONF, RESOLV_CONF_MAX).ok().flatten().unwrap_or_default();
+    let mut list = parse_resolv_conf(&text);
     if list.is_empty() {
         list.push(SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)));
     }
-    list
+    (list, trusts_ad(&text))
 }
 
 /// `ip`, `ip:port`, IPv6 as `ip`, `[ip]` or `[ip]:port`, separated by spaces, tabs or commas. What is
@@ -48,6 +49,14 @@ pub fn parse_resolv_conf(text: &[u8]) -> Vec<SocketAddr> {
         })
         .take(SERVERS_MAX)
         .collect()
+}
+
+/// Whether resolv.conf says `options trust-ad`: the way to its servers is protected.
+pub fn trusts_ad(text: &[u8]) -> bool {
+    text.split(|b| *b == b'\n').any(|line| {
+        let mut words = line.split(|b| matches!(b, b' ' | b'\t' | b'\r')).filter(|w| !w.is_empty());
+        words.next() == Some(b"options") && words.any(|word| word == b"trust-ad")
+    })
 }
 
 fn server(word: &[u8]) -> Option<SocketAddr> {
@@ -93,6 +102,12 @@ mod tests {
     #[test]
     fn no_more_servers_than_the_limit_are_taken() {
         assert_eq!(parse_list(&b"127.0.0.1 ".repeat(100)).len(), SERVERS_MAX);
+    }
+
+    #[test]
+    fn resolv_conf_vouches_for_its_servers_or_not() {
+        assert!(trusts_ad(b"nameserver 192.0.2.1\noptions edns0 trust-ad\n"));
+        assert!(!trusts_ad(b"nameserver 192.0.2.1\noptions edns0\n# options trust-ad\nsearch trust-ad\n"));
     }
 
     #[test]

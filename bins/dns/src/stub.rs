@@ -28,6 +28,7 @@ const STRANGERS_MAX: usize = 256;
 /// Asks, following aliases over as many questions as it takes.
 pub fn ask(
     servers: &[SocketAddr],
+    trust_ad: bool,
     patience: Duration,
     name: &[u8],
     kind: Kind,
@@ -37,12 +38,14 @@ pub fn ask(
     let mut all_authentic = true;
     for _ in 0..CHAIN_MAX {
         let question = Question::new(&name, kind).ok_or(Failure::NoSuchName)?;
-        match ask_all(servers, &question, deadline) {
+        let (verdict, server) = ask_all(servers, &question, deadline);
+        let believed = trust_ad || server.is_some_and(|server| server.ip().to_canonical().is_loopback());
+        match verdict {
             Verdict::Records { records, authentic } => {
-                return Ok(Answer { records, authentic: authentic && all_authentic });
+                return Ok(Answer { records, authentic: authentic && believed && all_authentic });
             }
             Verdict::Alias { name: target, authentic } => {
-                all_authentic &= authentic;
+                all_authentic &= authentic && believed;
                 name = target;
             }
             Verdict::NoData => return Err(Failure::NoData),
@@ -53,25 +56,29 @@ pub fn ask(
     Err(Failure::Temporary)
 }
 
-/// The first verdict that settles the question; Useless when no server gave one in time. Only servers
+/// The first verdict that settles the question, and whose it is; Useless when no server gave one in time. Only servers
 /// that were silent are asked again: what one could not say now it cannot say a moment later.
-fn ask_all(servers: &[SocketAddr], question: &Question, deadline: Deadline) -> Verdict {
+fn ask_all(
+    servers: &[SocketAddr],
+    question: &Question,
+    deadline: Deadline,
+) -> (Verdict, Option<SocketAddr>) {
     let mut silent = servers.to_vec();
     for round in ROUNDS {
         let mut again = Vec::new();
         for server in silent {
             if deadline.passed() {
-                return Verdict::Useless;
+                return (Verdict::Useless, None);
             }
             match ask_one(server, question, Deadline::after(round).or(deadline), deadline) {
-                Ok(verdict) if verdict.settles() => return verdict,
+                Ok(verdict) if verdict.settles() => return (verdict, Some(server)),
                 Err(Errno::ETIMEDOUT) => again.push(server),
                 Ok(_) | Err(_) => {}
             }
         }
         silent = again;
     }
-    Verdict::Useless
+    (Verdict::Useless, None)
 }
 
 /// One server: by UDP with EDNS0, without if it must be, by TCP if the answer was cut.

@@ -6,7 +6,7 @@
 use domain::base::iana::{Class, Opcode, Rcode};
 use domain::base::name::ToLabelIter;
 use domain::base::wire::ParseError;
-use domain::base::{Message, MessageBuilder, Name, Rtype, ToName};
+use domain::base::{Message, MessageBuilder, Name, Rtype, ToName, UnknownRecordData};
 use domain::rdata;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -27,6 +27,9 @@ pub enum Kind {
     Mx,
     Ptr,
     Txt,
+    /// The alias itself, which is not followed.
+    Cname,
+    Tlsa,
 }
 
 impl Kind {
@@ -37,6 +40,8 @@ impl Kind {
             Kind::Mx => Rtype::MX,
             Kind::Ptr => Rtype::PTR,
             Kind::Txt => Rtype::TXT,
+            Kind::Cname => Rtype::CNAME,
+            Kind::Tlsa => Rtype::TLSA,
         }
     }
 }
@@ -48,6 +53,15 @@ pub struct Mx {
     pub name: Vec<u8>,
 }
 
+/// How a certificate is to be known (RFC 6698 section 2.1): the four fields, as they are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tlsa {
+    pub usage: u8,
+    pub selector: u8,
+    pub matching: u8,
+    pub data: Vec<u8>,
+}
+
 /// The data of one record. Names are without the final dot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Data {
@@ -56,6 +70,8 @@ pub enum Data {
     Mx(Mx),
     Ptr(Vec<u8>),
     Txt(Vec<u8>),
+    Cname(Vec<u8>),
+    Tlsa(Tlsa),
 }
 
 /// A question as it is put on the wire: a checked name and a type.
@@ -182,7 +198,7 @@ fn read_sections(message: &Message<[u8]>, question: &Question) -> Result<Verdict
         if record.class() != Class::IN || aliases.len() + found.len() >= RECORDS_MAX {
             continue;
         }
-        if record.rtype() == Rtype::CNAME {
+        if record.rtype() == Rtype::CNAME && question.kind != Kind::Cname {
             if let Some(record) = record.into_record::<rdata::Cname<_>>()? {
                 aliases.push((*record.owner(), *record.data().cname()));
             }
@@ -279,6 +295,16 @@ fn read_data(record: domain::base::ParsedRecord<'_, [u8]>, kind: Kind) -> Result
         Kind::Txt => record
             .into_record::<rdata::Txt<_>>()?
             .map(|r| Data::Txt(r.data().iter().flatten().copied().collect())),
+        Kind::Cname => {
+            record.into_record::<rdata::Cname<_>>()?.and_then(|r| text(r.data().cname()).map(Data::Cname))
+        }
+        // As plain bytes: what is too short for its three numbers marks nothing.
+        Kind::Tlsa => record.into_record::<UnknownRecordData<_>>()?.and_then(|r| {
+            let bytes: &[u8] = r.data().data();
+            let [usage, selector, matching, data @ ..] = bytes else { return None };
+            let (usage, selector, matching) = (*usage, *selector, *matching);
+            Some(Data::Tlsa(Tlsa { usage, selector, matching, data: data.to_vec() }))
+        }),
     })
 }
 
@@ -425,6 +451,23 @@ mod tests {
             .push((name("a.test"), TTL, rdata::Txt::<Vec<u8>>::build_from_slice(&b"x".repeat(300)).unwrap()))
             .unwrap();
         assert_eq!(parsed(&q, &section.finish()), records(vec![Data::Txt(b"x".repeat(300))]));
+    }
+
+    #[test]
+    fn an_alias_itself_and_certificate_marks_are_read() {
+        let q = question("a.test", Kind::Cname);
+        let mut section = answer(&q, Rcode::NOERROR);
+        section.push((name("a.test"), TTL, rdata::Cname::new(name("b.test")))).unwrap();
+        assert_eq!(parsed(&q, &section.finish()), records(vec![Data::Cname(b"b.test".to_vec())]));
+
+        let q = question("_25._tcp.a.test", Kind::Tlsa);
+        let mut section = answer(&q, Rcode::NOERROR);
+        for bytes in [b"\x03\x01\x01\x01\x02".as_slice(), b"\x03\x01"] {
+            let data = UnknownRecordData::from_octets(Rtype::TLSA, bytes.to_vec()).unwrap();
+            section.push((name("_25._tcp.a.test"), TTL, data)).unwrap();
+        }
+        let tlsa = Tlsa { usage: 3, selector: 1, matching: 1, data: b"\x01\x02".to_vec() };
+        assert_eq!(parsed(&q, &section.finish()), records(vec![Data::Tlsa(tlsa)]));
     }
 
     #[test]

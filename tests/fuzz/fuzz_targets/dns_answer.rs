@@ -35,7 +35,7 @@ fn is_whole(bytes: &[u8]) -> bool {
 fuzz_target!(|bytes: &[u8]| {
     // The identity is taken from the answer, so that the fuzzer need not guess it.
     let id = bytes.get(..2).map_or(0, |b| u16::from_be_bytes([b[0], b[1]]));
-    for kind in [Kind::A, Kind::Aaaa, Kind::Mx, Kind::Ptr, Kind::Txt] {
+    for kind in [Kind::A, Kind::Aaaa, Kind::Mx, Kind::Ptr, Kind::Txt, Kind::Cname, Kind::Tlsa] {
         let Some(question) = Question::new(b"a.test", kind) else { return };
         match parse_answer(bytes, id, &question) {
             Verdict::Records { records, .. } => {
@@ -44,7 +44,10 @@ fuzz_target!(|bytes: &[u8]| {
                     match (kind, record) {
                         (Kind::A, Data::A(_)) | (Kind::Aaaa, Data::Aaaa(_)) | (Kind::Txt, Data::Txt(_)) => {}
                         (Kind::Mx, Data::Mx(mx)) => assert!(is_name(&mx.name)),
-                        (Kind::Ptr, Data::Ptr(name)) => assert!(is_name(&name)),
+                        (Kind::Ptr, Data::Ptr(name)) | (Kind::Cname, Data::Cname(name)) => {
+                            assert!(is_name(&name));
+                        }
+                        (Kind::Tlsa, Data::Tlsa(_)) => {}
                         (kind, record) => panic!("{record:?} for {kind:?}"),
                     }
                 }

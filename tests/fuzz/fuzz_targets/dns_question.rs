@@ -13,7 +13,7 @@ fuzz_target!(|input: (u16, bool, &[u8])| {
     let bare = name.strip_suffix(b".").unwrap_or(name);
     let fits =
         bare.split(|b| *b == b'.').all(|label| (1..=63).contains(&label.len())) && bare.len() + 2 <= 255;
-    let kinds = [Kind::A, Kind::Aaaa, Kind::Mx, Kind::Ptr, Kind::Txt];
+    let kinds = [Kind::A, Kind::Aaaa, Kind::Mx, Kind::Ptr, Kind::Txt, Kind::Cname, Kind::Tlsa];
     for (at, kind) in kinds.into_iter().enumerate() {
         let Some(question) = Question::new(name, kind) else {
             assert!(!fits);
