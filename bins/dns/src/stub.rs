@@ -58,11 +58,7 @@ pub fn ask(
 
 /// The first verdict that settles the question, and whose it is; Useless when no server gave one in time. Only servers
 /// that were silent are asked again: what one could not say now it cannot say a moment later.
-fn ask_all(
-    servers: &[SocketAddr],
-    question: &Question,
-    deadline: Deadline,
-) -> (Verdict, Option<SocketAddr>) {
+fn ask_all(servers: &[SocketAddr], question: &Question, deadline: Deadline) -> (Verdict, Option<SocketAddr>) {
     let mut silent = servers.to_vec();
     for round in ROUNDS {
         let mut again = Vec::new();

@@ -135,6 +135,17 @@ pub static UNLINK: Group = Group {
     ],
 };
 
+/// Two sockets that are connected to each other, to pass one of them on.
+pub static PAIR: Group = Group {
+    name: "pair",
+    calls: calls![SYS_socketpair(Only {
+        argument: 0,
+        mask: ALL,
+        values: &[libc::AF_UNIX as u32],
+        say: "AF_UNIX"
+    })],
+};
+
 /// Renaming within what Landlock allows.
 pub static RENAME: Group = Group {
     name: "rename",

@@ -8,8 +8,8 @@
 #![forbid(unsafe_code)]
 
 use crate::calls::{
-    ADDRESSES, ALARM, FILES, INTERNET, LIBRARIES, LINK, LOCK, NARROW, PATCH, PIPES, RENAME, RUN, SERVICES,
-    SIBLINGS, SYNC, TALK, TERMINAL, UNIX, UNLINK as REMOVE,
+    ADDRESSES, ALARM, FILES, INTERNET, LIBRARIES, LINK, LOCK, NARROW, PAIR, PATCH, PIPES, RENAME, RUN,
+    SERVICES, SIBLINGS, SYNC, TALK, TERMINAL, UNIX, UNLINK as REMOVE,
 };
 use crate::profile::{
     Access, CREATE, EXECUTE, LINKS, LIST, Lot, MKDIR, MOVE, Network, Place, Profile, READ, RMDIR, TRUNCATE,
@@ -248,6 +248,25 @@ pub static QMAIL_REMOTE_TALKING: Profile = Profile::jail("qmail-remote", "qmailr
     .calls(&[&RUN, &TALK])
     .stays();
 
+pub static MTA_STS: Profile = Profile::limits("mta-sts", "qmailr", "its arguments");
+
+pub static MTA_STS_ASKED: Profile = Profile::jail("mta-sts", "its caller")
+    .part("asked by a person")
+    .network(Network::Ports("TCP to port 443 and those of the DNS servers; UDP"))
+    .calls(&[&RUN, &TALK, &INTERNET, &PAIR]);
+
+pub static MTA_STS_SERVER: Profile = Profile::jail("mta-sts", "qmailr")
+    .part("the child that answers qmail-remote")
+    .files(&[own(&[place(Home("sts"), READ | LIST | WRITE | TRUNCATE | CREATE | UNLINK)]), SYSTEM])
+    .network(Network::Ports("TCP to port 443 and those of the DNS servers; UDP"))
+    .forks();
+
+pub static MTA_STS_ASKING: Profile = Profile::jail("mta-sts", "qmailr")
+    .part("one of its children, which answers one question")
+    .network(Network::Ports("as before"))
+    .calls(&[&RUN, &FILES, &REMOVE, &RENAME, &SYNC, &TALK, &INTERNET, &PAIR])
+    .stays();
+
 // ---- users
 
 /// Sources of accounts may be anywhere the system keeps libraries, settings, sockets and databases.
@@ -432,6 +451,10 @@ pub static ALL: &[&Profile] = &[
     &MAILDIRMAKE,
     &QMAIL_REMOTE,
     &QMAIL_REMOTE_TALKING,
+    &MTA_STS,
+    &MTA_STS_ASKED,
+    &MTA_STS_SERVER,
+    &MTA_STS_ASKING,
     &QMAIL_GETPW,
     &QMAIL_GETPW_NETWORK,
     &QMAIL_NEWU,

@@ -6,11 +6,18 @@
 #![forbid(unsafe_code)]
 
 pub mod connect;
+pub mod dane;
+pub mod demand;
 pub mod dialogue;
 pub mod hosts;
+#[path = "../mta-sts/http.rs"]
+pub mod http;
 pub mod message;
+pub mod policy;
 pub mod report;
 pub mod route;
+pub mod sts;
+pub mod tls;
 
 /// The port of SMTP.
 pub const SMTP_PORT: u16 = 25;
