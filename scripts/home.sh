@@ -97,6 +97,8 @@ tree() {
 	echo 'd 2755 alias qmail alias'
 	# The socket and its lock: only qmail-queued makes them, everybody connects. (And qmail-authd, as root, its own.)
 	echo 'd 0755 qmailq qmail run'
+	# What mta-sts knows of domains.
+	echo 'd 0755 qmailr qmail sts'
 	# Root's, so that no daemon can put another directory in the place of one of these.
 	echo 'd 0750 root qmail queue'
 	# shellcheck disable=SC2046

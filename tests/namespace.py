@@ -9,6 +9,7 @@ Every IPv6 address in 2001:db8::/32 is local there without belonging to an inter
 """
 
 import functools
+import json
 import os
 import shutil
 import subprocess
@@ -59,3 +60,51 @@ def alone(method):
             raise unittest.SkipTest(f"inside the namespace: {text.strip()}")
         self.assertEqual(done.returncode, 0, text)
     return test
+
+
+def together(_loader, tests, _pattern):
+    """`load_tests = namespace.together` in a file whose tests are all @alone: they share one namespace, one after the
+    other, and what their classes set up. (One that is named by itself has a namespace of its own.)"""
+    if here():
+        return tests
+    found, stack = [], [tests]
+    while stack:
+        for test in stack.pop():
+            (stack if isinstance(test, unittest.TestSuite) else found).append(test)
+    shared = _Shared(found[0].__class__.__module__)
+    return unittest.TestSuite(_Stands(test.id(), shared) for test in sorted(found, key=lambda test: test.id()))
+
+
+class _Shared:
+    def __init__(self, module):
+        self.module = module
+
+    @functools.cached_property
+    def outcomes(self):
+        argv = [sys.executable, os.path.join(ROOT, "tests", "run.py"), "--file", self.module.removeprefix("tests.")]
+        done = subprocess.run(command() + argv, cwd=ROOT, env={**os.environ, MARK: "1"}, stdin=subprocess.DEVNULL,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        text = done.stdout.decode("utf-8", "replace")
+        self.noise = text[-4000:]
+        return [json.loads(line.partition("\x1e")[2]) for line in text.split("\n") if "\x1e" in line]
+
+
+class _Stands(unittest.TestCase):
+    """For a test that runs there."""
+
+    def __init__(self, name, shared):
+        super().__init__()
+        self.name, self.shared = name, shared
+
+    def id(self):
+        return self.name
+
+    def runTest(self):
+        # What fails in a class's setting up has the class's name.
+        mine = [o for o in self.shared.outcomes if o["test"].split(" ")[0] == self.name]
+        for outcome in mine:
+            if outcome["outcome"] == "skipped":
+                raise unittest.SkipTest(outcome["text"])
+            self.assertEqual(outcome["outcome"], "passed", outcome["text"])
+        self.assertTrue(mine, "it did not run: " + "\n".join(o["text"] for o in self.shared.outcomes if o["text"])
+                        + self.shared.noise)

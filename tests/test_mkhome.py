@@ -74,7 +74,7 @@ class Mkhome(unittest.TestCase):
                  "queue/mess/22": 0o750, "queue/info/0": 0o700, "queue/local/7": 0o700, "queue/remote/22": 0o700,
                  "queue/bounce": 0o700, "queue/lock": 0o750, "queue/lock/sendmutex": 0o600, "queue/lock/trigger": 0o622,
                  "queue/lock/tcpto": 0o644, "queue/lock/ledger.local": 0o600,
-                 "queue/lock/ledger.remote": 0o600, "users/passwd": 0o600, "run": 0o755}
+                 "queue/lock/ledger.remote": 0o600, "users/passwd": 0o600, "run": 0o755, "sts": 0o755}
         for name, mode in modes.items():
             self.assertEqual(stat.S_IMODE(os.lstat(os.path.join(self.home, name)).st_mode), mode, name)
         self.assertTrue(stat.S_ISFIFO(os.lstat(os.path.join(self.home, "queue/lock/trigger")).st_mode))

@@ -123,7 +123,7 @@ class Made(unittest.TestCase):
                 "queue/bounce": ("qmails", 0o700), "queue/lock": ("qmailq", 0o750), "queue/lock/sendmutex": ("qmails", 0o600),
                 "queue/lock/trigger": ("qmails", 0o622), "queue/lock/tcpto": ("qmailr", 0o644),
                 "queue/lock/ledger.local": ("root", 0o600), "queue/lock/ledger.remote": ("qmailr", 0o600),
-                "run": ("qmailq", 0o755), "alias": ("alias", 0o2755), "control": ("root", 0o755), "users": ("root", 0o755)}
+                "run": ("qmailq", 0o755), "sts": ("qmailr", 0o755), "alias": ("alias", 0o2755), "control": ("root", 0o755), "users": ("root", 0o755)}
         for name, (owner, mode) in want.items():
             s = os.lstat(os.path.join(HOME, name))
             self.assertEqual((s.st_uid, s.st_gid, oct(stat.S_IMODE(s.st_mode))), (uid(owner), gid("qmail"), oct(mode)), name)

@@ -112,6 +112,8 @@ pub fn queue(home: &Home) -> Vec<Thing> {
         thing.through.clone_from(&qmailq);
     }
     things.push(of(home, Kind::Directory, "run", "qmailq"));
+    // What domains demand of who sends them mail (mta-sts); a home may do without it.
+    things.push(of(home, Kind::Directory, "sts", "qmailr").optional());
     things
 }
 
