@@ -36,7 +36,7 @@ def row(path, status):
         return "alias/Maildir" if len(parts) < 4 else "alias/Maildir/*/*"
     if parts[0] in ("man", "samples"):
         return f"{parts[0]}, and directories in it" if stat.S_ISDIR(status.st_mode) else f"{parts[0]}/*/*"
-    if parts[0] in ("control", "tcp", "alias") and len(parts) == 2:
+    if parts[0] in ("control", "tcp", "alias", "sts") and len(parts) == 2:
         return f"{parts[0]}/*"
     if parts[0] == "users" and len(parts) == 2:
         return "users/*"
@@ -209,7 +209,8 @@ class Accounts(unittest.TestCase):
         write("users/assign", f"=box:joe:{uid('joe')}:{gid('joe')}:/home/joe:::\n.\n")
         write("alias/.qmail-later", "|exit 111\n")
         sh("chown alias alias/.qmail-later; qmail-newu; printf 'more.example\n' >control/morercpthosts; qmail-newmrh; "
-           "echo x >alias/Maildir/new/1.x; chown alias:qmail alias/Maildir/new/1.x; chmod 600 alias/Maildir/new/1.x", cwd=HOME, env=ENV)
+           "echo x >alias/Maildir/new/1.x; chown alias:qmail alias/Maildir/new/1.x; chmod 600 alias/Maildir/new/1.x; "
+           "echo x >sts/test.example; chown qmailr:qmail sts/test.example", cwd=HOME, env=ENV)
         cls.send = Daemon([HOME + "/bin/qmail-start", "./Maildir/"], env=ENV, cwd="/")
         cls.send.wait_log("^status: local 0/")
         # One deferred here and there, one more that has failed for somebody; then one that waits for qmail-send.
