@@ -17,6 +17,9 @@ const SIZE: usize = 256 * 1024;
 /// From here on the C library does it: such pieces are few, and are worth giving back.
 const LARGE: usize = 80 * 1024;
 
+/// What every allocator gives, and code that casts bytes counts on: nix puts control messages into a vector of bytes.
+const ALIGN: usize = 8;
+
 #[repr(align(4096))]
 struct Room(UnsafeCell<[u8; SIZE]>);
 
@@ -57,7 +60,7 @@ fn take(layout: Layout) -> Option<usize> {
     }
     loop {
         let from = NEXT.load(Ordering::Acquire);
-        let at = from.checked_next_multiple_of(layout.align())?;
+        let at = from.checked_next_multiple_of(layout.align().max(ALIGN))?;
         let end = at.checked_add(layout.size()).filter(|end| *end <= SIZE)?;
         if advance(from, end) {
             return Some(at);
