@@ -9,22 +9,30 @@
 //! env        QMAILREMOTE  a program to run instead of qmail-remote, found through PATH
 //!            QMAILBURST   1: requests that come together for one message, sender and host share a
 //!                         qmail-remote (not with QMAILREMOTE)
+//! tells      qmail-remote, if it is ours, QMAILKEEP=3: more messages for its host come on descriptor 3
+//! controls   concurrencyhost concurrencyremote
 #![forbid(unsafe_code)]
 
 use jail::{Jail, programs};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Pid, Uid};
+use qmail::environ::{self, Environ};
 use qmail::home::Home;
 use qmail::program::{self, Args};
 use qmail::spawn::ledger::Ledger;
-use qmail::spawn::{self, Delivery, Request, report, serve};
+use qmail::spawn::{self, Ceilings, Delivery, Request, line, report, serve};
 use qmail::sys::process::{Command, End};
 use qmail::trouble::Trouble;
-use qmail::{environ, exits, fd};
+use qmail::{exits, fd};
 use std::os::fd::OwnedFd;
 
 /// What the next one of us must know.
 const LEDGER: &str = "queue/lock/ledger.remote";
+
+/// Connections to one host, and in all, unless the control files say otherwise. (qmail-send keeps to the second for
+/// what is at work; here connections that wait are counted, too.)
+const CONCURRENCY_HOST: u64 = 20;
+const CONCURRENCY_REMOTE: u64 = 20;
 
 /// Length of the table of hosts that timed out.
 const TCPTO_SIZE: usize = 1024;
@@ -44,8 +52,15 @@ fn rspawn(args: Args) -> Result<(), Trouble> {
     let replacement = environ::get(spawn::REPLACEMENT);
     let null = fd::null().ok();
     let ledger = Ledger::prepare(home.path(LEDGER));
-    close_jail(&home, replacement.is_some())?;
-    let remote = Remote { owner: qmailq.uid, replacement, together: spawn::is_together_announced(), home };
+    let ceilings = ceilings(&home)?;
+    let ours = close_jail(&home, replacement.is_some())?;
+    let remote = Remote {
+        owner: qmailq.uid,
+        replacement,
+        together: spawn::is_together_announced(),
+        ceilings: ours.then_some(ceilings),
+        home,
+    };
     serve(&remote, ledger, null)
 }
 
@@ -53,18 +68,29 @@ fn rspawn(args: Args) -> Result<(), Trouble> {
 const RESOLV_CONF: &[u8] = b"/etc/resolv.conf";
 
 /// A jail is never handed to a program that is not ours: another one may be named by QMAILREMOTE, stand before
-/// ours in PATH, or be a script in its place.
-fn close_jail(home: &Home, replaced: bool) -> Result<(), Trouble> {
+/// ours in PATH, or be a script in its place. Whether it is ours.
+fn close_jail(home: &Home, replaced: bool) -> Result<bool, Trouble> {
     let path = program::find_in(home, "qmail-remote");
     let ours = jail::home_of(&home.path("bin/qmail-remote"));
     if replaced || jail::home_of(&path) != ours || is_script(&path) {
-        return Jail::of(&programs::QMAIL_RSPAWN_OTHER).close();
+        return Jail::of(&programs::QMAIL_RSPAWN_OTHER).close().map(|()| false);
     }
     Jail::of(&programs::QMAIL_RSPAWN)
         .home(home)
         .place(programs::PROGRAMS, ours)
         .place(programs::RESOLVER, jail::home_of(RESOLV_CONF))
         .close()
+        .map(|()| true)
+}
+
+fn ceilings(home: &Home) -> Result<Ceilings, Trouble> {
+    let control = home.control();
+    let number =
+        |name, default| Ok::<_, Trouble>(usize::try_from(control.int(name, default)?).unwrap_or(usize::MAX));
+    Ok(Ceilings {
+        connections: number("concurrencyremote", CONCURRENCY_REMOTE)?,
+        host: number("concurrencyhost", CONCURRENCY_HOST)?,
+    })
 }
 
 /// What cannot be read is none: its interpreter could not read it either.
@@ -87,6 +113,39 @@ struct Remote {
     replacement: Option<Vec<u8>>,
     /// Recipients at one host may travel together.
     together: bool,
+    /// Where qmail-remote is ours, which takes one message after the other.
+    ceilings: Option<Ceilings>,
+}
+
+impl Remote {
+    /// In the child: becomes `qmail-remote host sender recipient…`.
+    fn become_remote(
+        &self,
+        requests: &[Request],
+        message: &OwnedFd,
+        output: &OwnedFd,
+        line: Option<&OwnedFd>,
+    ) -> i32 {
+        let Some(first) = requests.first() else { return exits::TEMPORARY };
+        let (name, path) = match &self.replacement {
+            Some(name) => (name.clone(), program::find(name)),
+            None => (b"qmail-remote".to_vec(), Some(program::find_in(&self.home, "qmail-remote"))),
+        };
+        let Some(path) = path else { return exits::TEMPORARY };
+        let (_, host) = first.local_and_domain();
+        let mut argv: Vec<&[u8]> = vec![&name, host, &first.sender];
+        argv.extend(requests.iter().map(|r| r.recipient.as_slice()));
+        let mut environ = Environ::inherited();
+        environ.unset(line::VARIABLE); // whoever set it does not know what is on that descriptor
+        let mut command =
+            Command::new(path, &argv).descriptor(message, 0).descriptor(output, 1).descriptor(output, 2);
+        if let Some(line) = line {
+            environ.set(line::VARIABLE, line::NUMBER.to_string());
+            command = command.descriptor(line, line::NUMBER);
+        }
+        command.environ(&environ).exec();
+        exits::TEMPORARY
+    }
 }
 
 impl Delivery for Remote {
@@ -110,22 +169,22 @@ impl Delivery for Remote {
         report::of_remote(end, output, count)
     }
 
-    /// In the child: becomes `qmail-remote host sender recipient…`.
     fn run(&self, requests: &[Request], message: OwnedFd, output: OwnedFd, _beside: Pid) -> i32 {
-        let Some(first) = requests.first() else { return exits::TEMPORARY };
-        let (name, path) = match &self.replacement {
-            Some(name) => (name.clone(), program::find(name)),
-            None => (b"qmail-remote".to_vec(), Some(program::find_in(&self.home, "qmail-remote"))),
-        };
-        let Some(path) = path else { return exits::TEMPORARY };
-        let (_, host) = first.local_and_domain();
-        let mut argv: Vec<&[u8]> = vec![&name, host, &first.sender];
-        argv.extend(requests.iter().map(|r| r.recipient.as_slice()));
-        Command::new(path, &argv)
-            .descriptor(&message, 0)
-            .descriptor(&output, 1)
-            .descriptor(&output, 2)
-            .exec();
-        exits::TEMPORARY
+        self.become_remote(requests, &message, &output, None)
+    }
+
+    fn ceilings(&self) -> Option<Ceilings> {
+        self.ceilings
+    }
+
+    fn run_on(
+        &self,
+        requests: &[Request],
+        message: OwnedFd,
+        output: OwnedFd,
+        _beside: Pid,
+        line: OwnedFd,
+    ) -> i32 {
+        self.become_remote(requests, &message, &output, Some(&line))
     }
 }

@@ -3,6 +3,9 @@
 //! Commands go out one at a time, or, where the server offers PIPELINING (RFC 2920), MAIL, every RCPT
 //! and DATA together; replies are taken in the order of the commands either way. After something that
 //! is no reply nothing that follows could be told apart, so the conversation ends there.
+//!
+//! A session may take one message after the other. Behind the first one a server may have lost its patience, or
+//! the connection its life: until MAIL is accepted the message is not begun there, and somebody else may take it.
 #![forbid(unsafe_code)]
 
 use crate::message::Message;
@@ -48,21 +51,37 @@ impl Server for &TcpStream {
 }
 
 /// A connection, and what is known of who is at its other end.
-pub struct Session<'a, S> {
+pub struct Session<S> {
     ip: IpAddr,
     stream: S,
     reader: Reader<S>,
-    /// Takes the reports on recipients.
-    tell: &'a mut dyn FnMut(&Report),
     timeout: Duration,
     extensions: Extensions,
     /// The next reply will be the answer to the next command.
     in_step: bool,
+    /// The server said that it stops (421), whatever it was asked.
+    closing: bool,
+    /// Messages offered so far.
+    messages: u32,
+    /// Whether the server accepted the sender of the latest one.
+    begun: bool,
+    /// A sender was accepted and no message followed: the server is to forget it first.
+    unfinished: bool,
+}
+
+/// What came of offering a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    Report(Report),
+    /// It was not the first one, and its sender was not accepted: nothing was told of any recipient. On a
+    /// connection of its own it may fare better.
+    NotBegun,
 }
 
 /// One line of the conversation that is answered by one reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Command<'a> {
+    Reset,
     Mail,
     Rcpt(&'a [u8]),
     /// A recipient that cannot be put into a line: refused by us, nothing is sent.
@@ -70,11 +89,36 @@ enum Command<'a> {
     Data,
 }
 
-impl<'a, S: Server> Session<'a, S> {
-    /// Each read and write may take `timeout`; `tell` takes what becomes of each recipient.
-    pub fn new(ip: IpAddr, stream: S, timeout: Duration, tell: &'a mut dyn FnMut(&Report)) -> Session<'a, S> {
-        let reader = Reader::with_timeout(stream, timeout);
-        Session { ip, stream, reader, tell, timeout, extensions: Extensions::default(), in_step: true }
+impl<S: Server> Session<S> {
+    /// Each read and write may take `timeout`.
+    pub fn new(ip: IpAddr, stream: S, timeout: Duration) -> Session<S> {
+        Session {
+            ip,
+            stream,
+            reader: Reader::with_timeout(stream, timeout),
+            timeout,
+            extensions: Extensions::default(),
+            in_step: true,
+            closing: false,
+            messages: 0,
+            begun: false,
+            unfinished: false,
+        }
+    }
+
+    /// Who is at the other end.
+    pub fn ip(&self) -> IpAddr {
+        self.ip
+    }
+
+    /// How many messages were offered.
+    pub fn messages(&self) -> u32 {
+        self.messages
+    }
+
+    /// Whether the server may be offered another message: every reply was one and came in its turn.
+    pub fn is_fit(&self) -> bool {
+        self.in_step && !self.closing && !self.has_spoken()
     }
 
     /// Waits for the greeting.
@@ -102,25 +146,44 @@ impl<'a, S: Server> Session<'a, S> {
         Err(report::name_rejected(self.ip, &reply))
     }
 
-    /// Offers one message. Tells what becomes of each recipient; what becomes of the message is the
-    /// result.
+    /// Offers one message. Tells what becomes of each recipient, in their order; what becomes of the message is
+    /// the result.
     pub fn send(
         &mut self,
         message: &mut Message<impl AsFd>,
         sender: &[u8],
         recipients: &[Vec<u8>],
-    ) -> Result<Report, Report> {
+        tell: &mut dyn FnMut(&Report),
+    ) -> Outcome {
         if !speakable(sender) {
-            return Err(report::bad_sender());
+            return Outcome::Report(report::bad_sender());
         }
+        self.messages = self.messages.saturating_add(1);
+        self.begun = false;
+        let report = self.transaction(message, sender, recipients, tell).unwrap_or_else(|report| report);
+        if self.begun || self.messages == 1 { Outcome::Report(report) } else { Outcome::NotBegun }
+    }
+
+    /// Both kinds are reports: `Err` only ends the work early.
+    fn transaction(
+        &mut self,
+        message: &mut Message<impl AsFd>,
+        sender: &[u8],
+        recipients: &[Vec<u8>],
+        tell: &mut dyn FnMut(&Report),
+    ) -> Result<Report, Report> {
         let mail = self.mail_command(message, sender);
-        let commands: Vec<Command> = std::iter::once(Command::Mail)
+        let commands: Vec<Command> = self
+            .unfinished
+            .then_some(Command::Reset)
+            .into_iter()
+            .chain(std::iter::once(Command::Mail))
             .chain(
                 recipients.iter().map(|r| if speakable(r) { Command::Rcpt(r) } else { Command::Unspeakable }),
             )
             .chain(std::iter::once(Command::Data))
             .collect();
-        let go_ahead = self.envelope(&commands, &mail)?;
+        let go_ahead = self.envelope(&commands, &mail, tell)?;
         if !go_ahead.is_intermediate() {
             return Err(report::data_failed(self.ip, &go_ahead));
         }
@@ -143,7 +206,12 @@ impl<'a, S: Server> Session<'a, S> {
     }
 
     /// MAIL, every RCPT, DATA, in bursts. The reply to DATA if a recipient was accepted.
-    fn envelope(&mut self, mut commands: &[Command], mail: &[u8]) -> Result<Reply, Report> {
+    fn envelope(
+        &mut self,
+        mut commands: &[Command],
+        mail: &[u8],
+        tell: &mut dyn FnMut(&Report),
+    ) -> Result<Reply, Report> {
         let mut refused: Option<Report> = None; // MAIL was
         let (mut accepted, mut all_permanent) = (false, true);
         let mut go_ahead = None;
@@ -159,7 +227,7 @@ impl<'a, S: Server> Session<'a, S> {
             for command in now {
                 if *command == Command::Unspeakable {
                     if refused.is_none() {
-                        (self.tell)(&report::bad_recipient());
+                        tell(&report::bad_recipient());
                     }
                     continue;
                 }
@@ -168,20 +236,29 @@ impl<'a, S: Server> Session<'a, S> {
                     Err(lost) => return Err(refused.unwrap_or(lost)),
                 };
                 match command {
-                    Command::Mail if !reply.is_positive() => {
-                        refused = Some(report::sender_rejected(self.ip, &reply));
+                    Command::Reset if reply.is_positive() => self.unfinished = false,
+                    Command::Mail if refused.is_none() && reply.is_positive() => {
+                        self.begun = true;
+                        self.unfinished = true;
                     }
-                    Command::Mail | Command::Unspeakable => {}
+                    Command::Reset | Command::Mail => {
+                        refused = refused.or(Some(report::sender_rejected(self.ip, &reply)));
+                    }
+                    Command::Unspeakable => {}
                     Command::Rcpt(_) if refused.is_some() => {} // it only says "MAIL first"
                     Command::Rcpt(_) if reply.is_positive() => {
                         accepted = true;
-                        (self.tell)(&report::recipient_accepted());
+                        tell(&report::recipient_accepted());
                     }
                     Command::Rcpt(_) => {
                         all_permanent &= reply.is_permanent();
-                        (self.tell)(&report::recipient_refused(self.ip, &reply));
+                        tell(&report::recipient_refused(self.ip, &reply));
                     }
                     Command::Data => go_ahead = Some(reply),
+                }
+                // A sender that this one forgot to forget is not ours.
+                if refused.is_some() && self.unfinished && !self.begun {
+                    self.in_step = false;
                 }
                 if !self.in_step {
                     // Whatever comes next cannot be told to be an answer to what we asked.
@@ -199,7 +276,9 @@ impl<'a, S: Server> Session<'a, S> {
                 if go_ahead.is_some_and(|reply| reply.is_intermediate()) {
                     if refused.is_none() {
                         // rfc2920:3.1 DATA was on its way before we knew: an empty message that nobody gets.
-                        let _ = self.write(body::END).and_then(|()| self.reply());
+                        if self.write(body::END).and_then(|()| self.reply()).is_ok() {
+                            self.unfinished = false;
+                        }
                     } else {
                         // Without a sender it had no right to: who knows whom it would give the message.
                         self.in_step = false;
@@ -216,6 +295,7 @@ impl<'a, S: Server> Session<'a, S> {
         let mut count = 0;
         for command in commands {
             let line = match command {
+                Command::Reset => b"RSET\r\n".to_vec(),
                 Command::Mail => [mail, b"\r\n"].concat(),
                 Command::Rcpt(recipient) => {
                     [b"RCPT TO:<".as_slice(), &quote::address(recipient), b">\r\n"].concat()
@@ -259,6 +339,7 @@ impl<'a, S: Server> Session<'a, S> {
         }
         write(&out).map_err(|_| self.interrupted(true))?;
         let reply = self.reply().map_err(|_| report::died(self.ip, true))?;
+        self.unfinished = false; // rfc5321:4.1.1.4 whatever it says, nothing of the message is left
         Ok(report::after_dot(self.ip, &reply))
     }
 
@@ -321,6 +402,7 @@ impl<'a, S: Server> Session<'a, S> {
             self.reader.consume(used);
             if let Some(reply) = reply {
                 self.in_step = reply.code().is_some();
+                self.closing |= reply.code() == Some(421); // rfc5321:3.8
                 return Ok(reply);
             }
         }

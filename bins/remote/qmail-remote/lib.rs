@@ -1,8 +1,8 @@
 //! remote - the parts of qmail-remote, in the order of the work
 //!
 //! `route` (where the administrator wants it to go), `hosts` (where the DNS says), `connect` (the first address that
-//! takes a connection), `dialogue` (the conversation), `message` (fd 0), `report` (every text). A `Session`
-//! outlives a message: connections are to be shared there.
+//! takes a connection), `dialogue` (the conversation), `message` (fd 0), `more` (the messages behind the first),
+//! `report` (every text). A `Session` outlives a message.
 #![forbid(unsafe_code)]
 
 pub mod connect;
@@ -13,6 +13,7 @@ pub mod hosts;
 #[path = "../mta-sts/http.rs"]
 pub mod http;
 pub mod message;
+pub mod more;
 pub mod policy;
 pub mod report;
 pub mod route;

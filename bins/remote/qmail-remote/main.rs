@@ -4,27 +4,32 @@
 //! arguments  host sender recip …
 //! fd 0       the message; a file, so that it can be looked at before it is offered
 //! fd 1       one report a recipient (r, h, s), then one on the message (K, D, Z), each ended by NUL
+//! fd 3       with QMAILKEEP=3: more messages for the same host (spawn::line); reports on them follow on fd 1
 //! controls   helohost me smtproutes timeoutconnect timeoutremote
 //! jail       control files read and queue/lock/tcpto open, no file at all; TCP only to the port of SMTP and
 //!            of DNS, UDP; once connected, no other connection; no exec
-//! exit       always 0; 111 after a bug of ours
+//! exit       always 0; 111 after a bug of ours. With 0 and no word about a further message it has not begun that one
 //!
 //! Its parts are a library (lib.rs), so that tests can have the conversation without a process.
 #![forbid(unsafe_code)]
 
 use jail::{Jail, programs};
+use nix::errno::Errno;
 use qmail::control::{Control, Map};
 use qmail::fd;
 use qmail::home::Home;
 use qmail::program::{Args, Program, Voice};
+use qmail::spawn::line;
 use qmail::tcpto;
 use qmail::trouble::Trouble;
-use remote::dialogue::Session;
+use remote::dialogue::{Outcome, Session};
 use remote::hosts::{self, Lookup, Places};
 use remote::message::Message;
+use remote::more::More;
 use remote::report::{self, Report};
 use remote::route::{self, Route};
 use remote::{SMTP_PORT, connect};
+use std::net::{IpAddr, TcpStream};
 use std::time::Duration;
 
 const USAGE: &str = "qmail-remote host sender recip ...";
@@ -38,21 +43,51 @@ fn main() -> ! {
 }
 
 fn send(args: Args) -> Result<(), Trouble> {
-    let report = deliver(args.list()).unwrap_or_else(|report| report);
-    // Without a reader there is nobody to tell; a report that is missing counts as temporary.
-    let _ = report.print();
+    if let Err(report) = deliver(args.list()) {
+        // Without a reader there is nobody to tell; a report that is missing counts as temporary.
+        let _ = report.print();
+    }
     Ok(())
 }
 
-/// The report on the message. Both kinds are reports: `Err` only ends the work early.
-fn deliver(args: &[Vec<u8>]) -> Result<Report, Report> {
+/// Sends the message of the arguments, and what comes behind it. The error is the report on the first one, where
+/// there was nobody to talk to.
+fn deliver(args: &[Vec<u8>]) -> Result<(), Report> {
     let [host, sender, recipients @ ..] = args else { return Err(report::wrong_use()) };
     if recipients.is_empty() {
         return Err(report::wrong_use());
     }
+    let mut more = More::inherited();
     let home = Home::find().map_err(|why| report::no_home(&why))?;
     let settings = Settings::read(&home.control()).map_err(|why| report::no_controls(&why))?;
     let mut message = Message::open(fd::IN)?;
+    let (ip, stream) = connected(host, &home, &settings)?;
+    let mut session = Session::new(ip, &stream, settings.timeout_remote);
+    session.greet()?;
+    session.hello(&settings.helohost)?;
+    let mut answers = Answers::default();
+    let mut outcome = session.send(&mut message, sender, recipients, &mut |report| answers.add(report));
+    while let Outcome::Report(report) = outcome {
+        answers.add(&report);
+        let stays = more.as_ref().is_some_and(|more| more.may_follow(&session));
+        // A report that nobody reads changes nothing: what is missing counts as temporary.
+        let heard = answers.say(stays).is_ok();
+        let next = more.as_mut().filter(|_| stays && heard).and_then(|more| more.next(&stream));
+        let Some(errand) = next else { break };
+        outcome = match Message::open(&errand.message) {
+            Ok(mut message) => {
+                let (sender, recipients) = (&errand.sender, &errand.recipients);
+                session.send(&mut message, sender, recipients, &mut |report| answers.add(report))
+            }
+            Err(report) => Outcome::Report(report),
+        };
+    }
+    session.quit();
+    Ok(())
+}
+
+/// Finds the host's addresses, and connects to the first that takes it. Behind this nothing else can be reached.
+fn connected(host: &[u8], home: &Home, settings: &Settings) -> Result<(IpAddr, TcpStream), Report> {
     let route = route::find(&settings.routes, host)
         .map(|value| Route::parse(value).ok_or_else(|| report::no_route(value)))
         .transpose()?;
@@ -67,18 +102,27 @@ fn deliver(args: &[Vec<u8>]) -> Result<Report, Report> {
         Some(route) => hosts::of_route(&route, &lookup)?,
         None => hosts::of_host(host, &lookup, &own)?,
     };
-    let (ip, stream) = connect::first(&places, port, settings.timeout_connect, table.as_ref())?;
+    let connection = connect::first(&places, port, settings.timeout_connect, table.as_ref())?;
     Jail::of(&programs::QMAIL_REMOTE_TALKING).close().map_err(|why| report::no_jail(&why))?;
-    // A report that nobody reads changes nothing: what is missing counts as temporary.
-    let mut tell = |report: &Report| {
-        let _ = report.print();
-    };
-    let mut session = Session::new(ip, &stream, settings.timeout_remote, &mut tell);
-    session.greet()?;
-    session.hello(&settings.helohost)?;
-    let outcome = session.send(&mut message, sender, recipients);
-    session.quit();
-    outcome
+    Ok(connection)
+}
+
+/// What is to be said of a message, gathered: recipients may be many.
+#[derive(Default)]
+struct Answers(Vec<u8>);
+
+impl Answers {
+    fn add(&mut self, report: &Report) {
+        self.0.extend_from_slice(&report.bytes());
+    }
+
+    /// Says it, and whether we wait for the next message.
+    fn say(&mut self, stays: bool) -> Result<(), Errno> {
+        if stays {
+            self.0.extend_from_slice(line::KEPT);
+        }
+        fd::write_all(fd::OUT, &std::mem::take(&mut self.0))
+    }
 }
 
 struct Settings {

@@ -7,7 +7,7 @@ use fuzz::{fuzz_target, scratch};
 use nix::errno::Errno;
 use qmail::fd::Standard;
 use qmail::timed::{Deadline, Sink, Source};
-use remote::dialogue::{Server, Session};
+use remote::dialogue::{Outcome, Server, Session};
 use remote::message::Message;
 use remote::report::Report;
 use std::cell::RefCell;
@@ -185,13 +185,16 @@ fuzz_target!(|input: (u8, u8, &[u8], &[u8], &[u8])| {
     let mut reports: Vec<Vec<u8>> = Vec::new();
     let mut tell = |report: &Report| reports.push(report.bytes());
     let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    let mut session = Session::new(ip, &server, Duration::from_secs(1200), &mut tell);
-    let outcome = session.greet().and_then(|()| session.hello(b"me.example")).and_then(|()| {
-        let outcome = session.send(&mut file, &sender, &recipients);
+    let mut session = Session::new(ip, &server, Duration::from_secs(1200));
+    let outcome = session.greet().and_then(|()| session.hello(b"me.example")).map(|()| {
+        let outcome = session.send(&mut file, &sender, &recipients, &mut tell);
         session.quit();
         outcome
     });
-    let verdict = outcome.unwrap_or_else(|report| report).bytes();
+    let verdict = match outcome {
+        Ok(Outcome::Report(report)) | Err(report) => report.bytes(),
+        Ok(Outcome::NotBegun) => unreachable!("it was the first message"),
+    };
     assert!(matches!(verdict.first(), Some(b'K' | b'Z' | b'D')));
     for report in reports.iter().chain([&verdict]) {
         assert_eq!(

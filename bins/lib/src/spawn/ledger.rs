@@ -241,6 +241,38 @@ pub struct Claimed {
     row: Row,
 }
 
+/// Bytes of a row that is told to another process: its place, sequence, number and key.
+pub const CLAIMED: usize = 16 + KEY;
+
+impl Claimed {
+    /// For another process of ours. Never all zero bytes: those stand for no row.
+    pub fn encode(&self) -> [u8; CLAIMED] {
+        let place = u32::try_from(self.at).unwrap_or(u32::MAX).wrapping_add(1);
+        let fields: [&[u8]; 4] = [
+            &place.to_le_bytes(),
+            &self.row.sequence.to_le_bytes(),
+            &self.row.number.to_le_bytes(),
+            &self.row.key,
+        ];
+        let mut bytes = [0; CLAIMED];
+        for (to, from) in bytes.iter_mut().zip(fields.concat()) {
+            *to = from;
+        }
+        bytes
+    }
+
+    pub fn decode(bytes: &[u8; CLAIMED]) -> Option<Claimed> {
+        let place = usize::try_from(u32::from_le_bytes(bytes.get(..4)?.try_into().ok()?)).ok()?;
+        let row = Row {
+            done: false,
+            sequence: u32::from_le_bytes(bytes.get(4..8)?.try_into().ok()?),
+            number: u64::from_le_bytes(bytes.get(8..16)?.try_into().ok()?),
+            key: bytes.get(16..)?.try_into().ok()?,
+        };
+        Some(Claimed { at: place.checked_sub(1).filter(|at| *at < ROWS)?, row })
+    }
+}
+
 /// The rows of deliveries that leave together, locked while this lives.
 pub struct Claim {
     file: Option<OwnedFd>,
@@ -248,6 +280,19 @@ pub struct Claim {
 }
 
 impl Claim {
+    /// Rows that another process took, in the file by which it holds their locks.
+    pub fn taken(file: Option<OwnedFd>, rows: Vec<Option<Claimed>>) -> Claim {
+        Claim { file, rows }
+    }
+
+    pub fn file(&self) -> Option<&OwnedFd> {
+        self.file.as_ref()
+    }
+
+    pub fn rows(&self) -> &[Option<Claimed>] {
+        &self.rows
+    }
+
     /// The delivery of this index succeeded.
     pub fn done(&self, index: usize) {
         if let (Some(file), Some(Some(claimed))) = (&self.file, self.rows.get(index)) {
@@ -400,6 +445,16 @@ mod tests {
         }
         assert_eq!(Row::decode(&[0; ROW]), None);
         assert_eq!(Row::decode(&bytes[..ROW - 1]), None);
+    }
+
+    #[test]
+    fn a_row_is_told_to_another_process_as_it_is() {
+        for at in [0, 1, ROWS - 1] {
+            let claimed = Claimed { at, row: Row { done: false, sequence: 7, number: 457, key: K1 } };
+            assert_eq!(Claimed::decode(&claimed.encode()), Some(claimed));
+        }
+        assert_eq!(Claimed::decode(&[0; CLAIMED]), None);
+        assert_eq!(Claimed::decode(&[0xff; CLAIMED]), None, "there is no such row");
     }
 
     #[test]

@@ -1,15 +1,18 @@
 //! spawn - what qmail-lspawn and qmail-rspawn share: requests in, deliveries, reports out
 //!
 //! `request` and `report` are the bytes of the pipes (spec: send to spawn, spawn to send) and the tables
-//! from exit codes to reports; `serve` is the loop, `ledger` what outlives it. The letters: K delivered, Z try
-//! later, D never.
+//! from exit codes to reports; `serve` is the loop, `ledger` what outlives it, `line` how a delivery program gets
+//! more than one message, `hosts` how many of them work for one host. The letters: K delivered, Z try later, D never.
 #![forbid(unsafe_code)]
 
+mod hosts;
 pub mod ledger;
+pub mod line;
 pub mod report;
 pub mod request;
 mod serve;
 
+pub use hosts::Ceilings;
 pub use request::Request;
 pub use serve::{Delivery, serve, stay_with};
 

@@ -38,6 +38,11 @@ impl Request {
         (local, rest.get(1..).unwrap_or_default())
     }
 
+    /// The recipient's host, in small letters.
+    pub fn host(&self) -> Vec<u8> {
+        self.local_and_domain().1.to_ascii_lowercase()
+    }
+
     /// Whether the recipients of both may be given to one delivery: same message, sender and host.
     pub fn is_mate_of(&self, other: &Request) -> bool {
         self.path == other.path

@@ -4,9 +4,14 @@
 //! that may travel together and were asked for together, stands a child of ours: it forks the one that becomes
 //! the delivery program, waits until that has exited and nobody holds its output pipe any more, notes successes in
 //! the ledger, hands up the reports and ends. Killed is one process, and the others finish what they have.
+//!
+//! Where the delivery program can take one message after the other (`line`), the two stay for a while and are
+//! handed what comes for the same host. Then a host has a ceiling of its own, and what is above it waits here.
 #![forbid(unsafe_code)]
 
+use super::hosts::{Ceilings, Hosts};
 use super::ledger::{Claim, Claimed, Earlier, Key, Ledger, Message};
+use super::line::{self, Line};
 use super::request::{Parser, Request};
 use super::{TOGETHER_BYTES, TOGETHER_MAX, report};
 use crate::sys::memory::die_with_parent;
@@ -15,10 +20,11 @@ use crate::sys::signal;
 use crate::trouble::Trouble;
 use crate::{exits, fd};
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::stat::{FileStat, SFlag, fstat};
-use nix::unistd::{Pid, Uid};
+use nix::unistd::{Pid, Uid, Whence, lseek};
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
@@ -27,6 +33,8 @@ use std::time::Duration;
 const WAITING_MAX: usize = 256 * 1024;
 /// One read of a child's output.
 const READ_SIZE: usize = 4096;
+/// Stands behind the reports of a child that stays for what comes next. None ends so: the last byte is a NUL.
+const STAYS: u8 = b'+';
 /// What is said of a delivery that an earlier spawner began.
 const BEFORE: &[u8] = b"Kdelivered before a restart\n";
 /// One read of requests: all that a pipe holds, so that what was written together is read together.
@@ -51,12 +59,30 @@ pub trait Delivery {
     /// `output` is the pipe to be its fd 1 and 2, `message` its fd 0. It ends with the process `beside` it, but a
     /// change of user undoes that: `stay_with` again.
     fn run(&self, requests: &[Request], message: OwnedFd, output: OwnedFd, beside: Pid) -> i32;
+    /// For a delivery program that takes one message after the other: how many there may be.
+    fn ceilings(&self) -> Option<Ceilings> {
+        None
+    }
+    /// As `run`, for such a program: its end of the line.
+    fn run_on(
+        &self,
+        requests: &[Request],
+        message: OwnedFd,
+        output: OwnedFd,
+        beside: Pid,
+        _line: OwnedFd,
+    ) -> i32 {
+        self.run(requests, message, output, beside)
+    }
     /// One report, letter and text, for each of `count` requests that were run together.
     fn reports(&self, end: End, output: &[u8], count: usize) -> Vec<Vec<u8>>;
 }
 
-/// A child at work beside a delivery, for one request or several that travel together.
+/// A child beside a delivery program: at work for one request or several that travel together, or waiting for the
+/// next, without any.
 struct Job {
+    /// Names the job: its process id may be used again before the pipe came to its end.
+    id: u64,
     requests: Vec<Request>,
     /// What the ledger has for each.
     rows: Vec<Option<Claimed>>,
@@ -66,12 +92,20 @@ struct Job {
     /// Whole reports, encoded.
     reports: Vec<u8>,
     end: Option<End>,
+    /// Where more can be handed to it, and which host it serves.
+    line: Option<OwnedFd>,
+    host: Vec<u8>,
 }
 
 impl Job {
-    /// Names the job: its process id may be used again before the pipe came to its end.
-    fn slot(&self) -> u8 {
-        self.requests.first().map_or(u8::MAX, |r| r.slot)
+    fn is_idle(&self) -> bool {
+        self.requests.is_empty()
+    }
+
+    /// Whether all is reported and the child stays.
+    fn has_stayed(&self) -> bool {
+        let said = self.reports.split_last();
+        said.is_some_and(|(last, reports)| *last == STAYS && is_whole(reports, &self.requests))
     }
 }
 
@@ -87,8 +121,8 @@ struct Wanted {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Source {
     Reader,
-    /// The reports of the job of this slot.
-    Job(u8),
+    /// The reports of this job.
+    Job(u64),
     Requests,
 }
 
@@ -101,6 +135,11 @@ struct Spawner<'a, D> {
     /// Requests not begun: those that are still coming may belong to them.
     arrived: Vec<Request>,
     jobs: Vec<Job>,
+    /// The newest job's.
+    id: u64,
+    /// Where children stay: how many may be at work for a host, and rows that wait for others to finish.
+    hosts: Option<Hosts>,
+    behind: VecDeque<Vec<Request>>,
     /// Reports not yet written.
     waiting: Vec<u8>,
     more_requests: bool,
@@ -122,17 +161,28 @@ pub fn serve(delivery: &impl Delivery, mut ledger: Ledger, null: Option<OwnedFd>
         parser: Parser::default(),
         arrived: Vec::new(),
         jobs: Vec::new(),
+        id: 0,
+        hosts: delivery.ceilings().map(Hosts::new),
+        behind: VecDeque::new(),
         waiting: vec![delivery.limit()],
         more_requests: true,
         deaf: false,
     };
-    while spawner.more_requests || !spawner.jobs.is_empty() || !(spawner.deaf || spawner.waiting.is_empty()) {
+    while spawner.has_work() {
         spawner.step().map_err(|e| Trouble::temporary("unable to wait for events").because(e))?;
     }
     Ok(())
 }
 
 impl<D: Delivery> Spawner<'_, D> {
+    /// Whether something may still come, or is to be finished. Who stays for more leaves by itself when we end.
+    fn has_work(&self) -> bool {
+        self.more_requests
+            || !self.behind.is_empty()
+            || self.jobs.iter().any(|job| !job.is_idle())
+            || !(self.deaf || self.waiting.is_empty())
+    }
+
     /// Waits for something to happen and deals with it.
     fn step(&mut self) -> Result<(), Errno> {
         let ready = self.wait()?;
@@ -140,12 +190,13 @@ impl<D: Delivery> Spawner<'_, D> {
         for (source, events) in &ready {
             match source {
                 Source::Reader => self.send(*events),
-                Source::Job(slot) => self.collect(*slot),
+                Source::Job(id) => self.collect(*id),
                 Source::Requests => {}
             }
         }
         self.reap();
         self.finish();
+        self.start_behind();
         if ready.iter().any(|(source, _)| *source == Source::Requests) {
             self.take_requests();
         }
@@ -164,7 +215,7 @@ impl<D: Delivery> Spawner<'_, D> {
         }
         for job in &self.jobs {
             if let Some(pipe) = &job.pipe {
-                watched.push(Source::Job(job.slot()));
+                watched.push(Source::Job(job.id));
                 fds.push(PollFd::new(pipe.as_fd(), PollFlags::POLLIN));
             }
         }
@@ -182,8 +233,8 @@ impl<D: Delivery> Spawner<'_, D> {
     }
 
     /// Reads what a child reports.
-    fn collect(&mut self, slot: u8) {
-        let Some(job) = self.jobs.iter_mut().find(|j| j.slot() == slot) else { return };
+    fn collect(&mut self, id: u64) {
+        let Some(job) = self.jobs.iter_mut().find(|j| j.id == id) else { return };
         let Some(pipe) = &job.pipe else { return };
         let mut chunk = [0u8; READ_SIZE];
         match fd::read(pipe, &mut chunk) {
@@ -204,11 +255,19 @@ impl<D: Delivery> Spawner<'_, D> {
     fn finish(&mut self) {
         let mut at = 0;
         while let Some(job) = self.jobs.get(at) {
+            if job.has_stayed() {
+                self.dismiss_or_keep(at);
+                at += 1;
+                continue;
+            }
             let (None, Some(end)) = (&job.pipe, job.end) else {
                 at += 1;
                 continue;
             };
-            let job = self.jobs.swap_remove(at);
+            let job = self.jobs.remove(at);
+            if let Some(hosts) = self.hosts.as_mut().filter(|_| !job.is_idle()) {
+                hosts.learn(&job.host, job.reports.get(1) != Some(&b'Z'));
+            }
             if is_whole(&job.reports, &job.requests) {
                 self.say(&job.reports);
                 continue;
@@ -224,6 +283,22 @@ impl<D: Delivery> Spawner<'_, D> {
                 self.report(request.slot, if done { UNHEARD } else { &report });
             }
         }
+    }
+
+    /// A child has finished what it had, and stays.
+    fn dismiss_or_keep(&mut self, at: usize) {
+        let Some(job) = self.jobs.get_mut(at) else { return };
+        job.reports.pop();
+        job.requests.clear();
+        job.rows.clear();
+        let reports = std::mem::take(&mut job.reports);
+        if let Some(hosts) = &mut self.hosts {
+            hosts.learn(&job.host, true);
+        }
+        if !self.more_requests && self.behind.is_empty() {
+            job.line = None; // there is nothing to wait for
+        }
+        self.say(&reports);
     }
 
     fn report(&mut self, slot: u8, report: &[u8]) {
@@ -259,7 +334,14 @@ impl<D: Delivery> Spawner<'_, D> {
     fn lose_reader(&mut self) {
         self.deaf = true;
         self.waiting = Vec::new();
+        self.behind.clear();
+        self.begin_nothing_more();
+    }
+
+    /// Nothing can come any more, or nobody would hear what came of it.
+    fn begin_nothing_more(&mut self) {
         self.ledger.give_up();
+        self.jobs.iter_mut().filter(|job| job.is_idle()).for_each(|job| job.line = None);
     }
 
     fn take_requests(&mut self) {
@@ -269,7 +351,9 @@ impl<D: Delivery> Spawner<'_, D> {
             Ok(0) | Err(_) => {
                 self.more_requests = false;
                 self.start_arrived();
-                self.ledger.give_up();
+                if self.behind.is_empty() {
+                    self.begin_nothing_more();
+                }
                 return;
             }
             Ok(n) => self.arrived.extend(self.parser.feed(chunk.get(..n).unwrap_or_default())),
@@ -291,17 +375,50 @@ impl<D: Delivery> Spawner<'_, D> {
             if self.deaf {
                 return;
             }
-            let busy = |slot| self.jobs.iter().flat_map(|j| &j.requests).chain(&row).any(|r| r.slot == slot);
+            let busy = |slot| {
+                let begun = self.jobs.iter().flat_map(|job| &job.requests);
+                begun.chain(self.behind.iter().flatten()).chain(&row).any(|r| r.slot == slot)
+            };
             if let Err(refusal) = request.check(self.delivery.limit(), busy) {
                 self.report(request.slot, refusal);
                 continue;
             }
             if !(self.delivery.together() && joins(&row, &request)) {
-                self.start_row(std::mem::take(&mut row));
+                self.start_or_wait(std::mem::take(&mut row));
             }
             row.push(request);
         }
-        self.start_row(row);
+        self.start_or_wait(row);
+    }
+
+    /// Starts a row, unless as many as may be are at work for its host.
+    fn start_or_wait(&mut self, row: Vec<Request>) {
+        if self.may_start(&row) {
+            self.start_row(row);
+        } else {
+            self.behind.push_back(row);
+        }
+    }
+
+    fn may_start(&self, row: &[Request]) -> bool {
+        let (Some(hosts), Some(first)) = (&self.hosts, row.first()) else { return true };
+        let host = first.host();
+        self.jobs.iter().filter(|job| !job.is_idle() && job.host == host).count() < hosts.limit(&host)
+    }
+
+    /// Starts what waited, as far as there is room for it now; what came first for a host first.
+    fn start_behind(&mut self) {
+        let mut at = 0;
+        while let Some(row) = self.behind.get(at) {
+            if !self.may_start(row) {
+                at += 1;
+            } else if let Some(row) = self.behind.remove(at) {
+                self.start_row(row);
+            }
+        }
+        if !self.more_requests && self.behind.is_empty() {
+            self.begin_nothing_more();
+        }
     }
 
     /// Starts what is to travel together. What succeeded before is reported; what somebody is still at work on
@@ -350,27 +467,90 @@ impl<D: Delivery> Spawner<'_, D> {
         if wanted.is_empty() {
             return Ok(());
         }
-        let (read, write) = fd::pipe().map_err(|_| NO_PIPE)?;
         let deliveries: Vec<(u64, Option<Key>)> =
             wanted.iter().map(|wanted| (wanted.number, wanted.key)).collect();
-        // Before the fork: there is no moment at which it runs and nobody can know.
+        let host = match (&self.hosts, wanted.first()) {
+            (Some(_), Some(first)) => first.request.host(),
+            _ => Vec::new(),
+        };
+        // Before anybody begins: there is no moment at which it runs and nobody can know.
         let claim = self.ledger.claim(&deliveries);
+        let Some(wanted) = self.hand_over(&host, wanted, &message, &claim) else { return Ok(()) };
+        self.make_room();
+        let (read, write) = fd::pipe().map_err(|_| NO_PIPE)?;
+        let line = self.hosts.as_ref().map(|_| line::pair()).transpose().map_err(|_| NO_PIPE)?;
+        let (near, mut far) = line.map_or((None, None), |(near, far)| (Some(near), Some(far)));
+        let mut claim = Some(claim);
+        let (requests, rows) = (
+            wanted.iter().map(|wanted| wanted.request.clone()).collect(),
+            claim.as_ref().map(|claim| claim.rows().to_vec()).unwrap_or_default(),
+        );
         let pid = fork_child(|| {
             self.let_go();
             process::close(read.as_raw_fd());
-            beside(self.delivery, &self.ledger, &wanted, &claim, message, &write)
+            near.iter().map(AsRawFd::as_raw_fd).for_each(process::close);
+            let Some(claim) = claim.take() else { return exits::TEMPORARY };
+            beside(self.delivery, &self.ledger, wanted, claim, message, &write, far.take())
         })
         .map_err(|_| NO_FORK)?;
-        let requests = wanted.into_iter().map(|wanted| wanted.request).collect();
-        let rows = claim.into_rows();
-        self.jobs.push(Job { requests, rows, pid, pipe: Some(read), reports: Vec::new(), end: None });
+        self.id += 1;
+        self.jobs.push(Job {
+            id: self.id,
+            requests,
+            rows,
+            pid,
+            pipe: Some(read),
+            reports: Vec::new(),
+            end: None,
+            line: near,
+            host,
+        });
         Ok(())
+    }
+
+    /// Hands these to a child that waits for more of their host, the one that waits the shortest time: the others
+    /// may be too many. Gives them back if there is none.
+    fn hand_over(
+        &mut self,
+        host: &[u8],
+        wanted: Vec<Wanted>,
+        message: &OwnedFd,
+        claim: &Claim,
+    ) -> Option<Vec<Wanted>> {
+        if self.hosts.is_none() || wanted.iter().any(|wanted| !wanted.earlier.running.is_empty()) {
+            return Some(wanted);
+        }
+        let requests: Vec<Request> = wanted.iter().map(|wanted| wanted.request.clone()).collect();
+        while let Some(at) =
+            self.jobs.iter().rposition(|job| job.is_idle() && job.line.is_some() && job.host == host)
+        {
+            let Some(job) = self.jobs.get_mut(at) else { break };
+            let Some(near) = &job.line else { break };
+            if line::hand(near, message, claim.file(), &requests, claim.rows()).is_ok() {
+                job.requests = requests;
+                job.rows = claim.rows().to_vec();
+                return None;
+            }
+            job.line = None; // it is about to leave
+        }
+        Some(wanted)
+    }
+
+    /// Has one who waits leave, where there would be too many connections.
+    fn make_room(&mut self) {
+        let Some(hosts) = &self.hosts else { return };
+        let here = self.jobs.iter().filter(|job| !job.is_idle() || job.line.is_some()).count();
+        if here >= hosts.ceilings().connections
+            && let Some(job) = self.jobs.iter_mut().find(|job| job.is_idle() && job.line.is_some())
+        {
+            job.line = None;
+        }
     }
 
     /// In a child: nothing of the spawner's may stay open there when the spawner is gone. 0 and 1 stay taken: no
     /// program may find there what is opened later.
     fn let_go(&self) {
-        let pipes = self.jobs.iter().filter_map(|job| job.pipe.as_ref());
+        let pipes = self.jobs.iter().flat_map(|job| job.pipe.iter().chain(&job.line));
         pipes.chain(self.ledger.life()).map(AsRawFd::as_raw_fd).for_each(process::close);
         fd::give_up_standard_for(self.null.as_ref());
     }
@@ -393,37 +573,86 @@ impl<D: Delivery> Spawner<'_, D> {
     }
 }
 
-/// In the child beside a delivery: has it made, notes what succeeded, reports.
+/// In the child beside a delivery: has it made, notes what succeeded, reports. Where there is a line, it then
+/// waits for more as long as the delivery program does.
 fn beside<D: Delivery>(
     delivery: &D,
     ledger: &Ledger,
-    wanted: &[Wanted],
-    claim: &Claim,
+    wanted: Vec<Wanted>,
+    claim: Claim,
     message: OwnedFd,
     reports: &OwnedFd,
+    line: Option<OwnedFd>,
 ) -> i32 {
+    let mut line = line.map(Line::new);
     let before = |one: &Wanted| one.earlier.running.iter().any(|row| ledger.wait_for(row));
     let done: Vec<bool> = wanted.iter().map(before).collect();
+    let requests: Vec<Request> = wanted.into_iter().map(|one| one.request).collect();
     let rest: Vec<Request> =
-        wanted.iter().zip(&done).filter(|(_, done)| !**done).map(|(one, _)| one.request.clone()).collect();
-    let mut verdicts = if rest.is_empty() {
-        Vec::new()
+        requests.iter().zip(&done).filter(|(_, done)| !**done).map(|(one, _)| one.clone()).collect();
+    let (mut program, verdicts) = if rest.is_empty() {
+        (None, Vec::new())
     } else {
-        deliver(delivery, &rest, message).unwrap_or_else(|refusal| vec![refusal.to_vec(); rest.len()])
+        deliver(delivery, None, &rest, message, line.is_some())
+    };
+    tell(reports, &requests, &done, verdicts, &claim, program.is_some());
+    drop(claim);
+    while let (Some(waiting), Some(line)) = (program.take(), line.as_mut()) {
+        let Some(handed) = next(line, &waiting) else { break };
+        let claim = Claim::taken(handed.ledger, handed.rows);
+        let keep = line.is_open();
+        let (kept, verdicts) = deliver(delivery, Some(waiting), &handed.requests, handed.message, keep);
+        program = kept;
+        let done = vec![false; handed.requests.len()];
+        tell(reports, &handed.requests, &done, verdicts, &claim, program.is_some());
     }
-    .into_iter();
+    exits::SUCCESS
+}
+
+/// Notes what succeeded and reports on every request.
+fn tell(
+    reports: &OwnedFd,
+    requests: &[Request],
+    done: &[bool],
+    verdicts: Vec<Vec<u8>>,
+    claim: &Claim,
+    stays: bool,
+) {
     let mut text = Vec::new();
-    for (index, (one, done)) in wanted.iter().zip(done).enumerate() {
-        let verdict = if done { Some(BEFORE.to_vec()) } else { verdicts.next() };
+    let mut verdicts = verdicts.into_iter();
+    for (index, (request, done)) in requests.iter().zip(done).enumerate() {
+        let verdict = if *done { Some(BEFORE.to_vec()) } else { verdicts.next() };
         let verdict = verdict.unwrap_or_else(|| NO_FORK.to_vec());
         if verdict.first() == Some(&b'K') {
             claim.done(index);
         }
-        text.extend_from_slice(&report::encode(one.request.slot, &verdict));
+        text.extend_from_slice(&report::encode(request.slot, &verdict));
+    }
+    if stays {
+        text.push(STAYS);
     }
     // If the spawner is gone, the ledger knows.
     let _ = fd::write_all(reports, &text);
-    exits::SUCCESS
+}
+
+/// Waits until more is handed over. None when nothing will be: the spawner is gone, or the program is, and nothing
+/// lay on the line by then.
+fn next(line: &mut Line, waiting: &Program) -> Option<line::Handed> {
+    loop {
+        let program = waiting.line.as_ref()?;
+        let mut fds =
+            [PollFd::new(line.as_fd(), PollFlags::POLLIN), PollFd::new(program.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Err(Errno::EINTR) => continue,
+            Err(_) => return None,
+            Ok(_) => {}
+        }
+        let [handed, left] = fds.map(|fd| fd.any().unwrap_or(true));
+        if left && !handed {
+            line.refuse();
+        }
+        return line.take_handed();
+    }
 }
 
 /// From now on this process ends with its parent: nobody would hear what comes of a delivery, and it would be made
@@ -433,26 +662,121 @@ pub fn stay_with(parent: Pid) -> bool {
     Pid::parent() == parent
 }
 
-/// Runs the delivery program to its end; a report for each request.
+/// A delivery program.
+struct Program {
+    pid: Pid,
+    output: OwnedFd,
+    /// Where it may be given more.
+    line: Option<OwnedFd>,
+}
+
+/// How far a delivery program is.
+enum Heard {
+    /// It has reported, and waits.
+    Waits(Vec<u8>),
+    Ended(End, Vec<u8>),
+}
+
+impl Program {
+    fn start<D: Delivery>(
+        delivery: &D,
+        requests: &[Request],
+        message: OwnedFd,
+        keep: bool,
+    ) -> Result<Program, &'static [u8]> {
+        let (read, write) = fd::pipe().map_err(|_| NO_PIPE)?;
+        let line = if keep { Some(line::pair().map_err(|_| NO_PIPE)?) } else { None };
+        let (near, mut far) = line.map_or((None, None), |(near, far)| (Some(near), Some(far)));
+        let ours = Pid::this();
+        let pid = fork_child(|| {
+            if !stay_with(ours) {
+                return exits::TEMPORARY;
+            }
+            match far.take() {
+                Some(line) => delivery.run_on(requests, message, write, ours, line),
+                None => delivery.run(requests, message, write, ours),
+            }
+        })
+        .map_err(|_| NO_FORK)?;
+        Ok(Program { pid, output: read, line: near })
+    }
+
+    /// Reads what it says, of which `keep` bytes matter, until it waits for more or has ended.
+    fn hear(&mut self, keep: usize) -> Result<Heard, &'static [u8]> {
+        let (mut output, mut chunk, mut cut) = (Vec::new(), [0u8; READ_SIZE], false);
+        while let Ok(n @ 1..) = fd::read(&self.output, &mut chunk) {
+            let room = keep.saturating_sub(output.len());
+            cut |= n > room;
+            output.extend_from_slice(chunk.get(..n.min(room)).unwrap_or_default());
+            if cut {
+                self.line = None; // whether it waits cannot be seen any more: it will end
+            } else if self.line.is_some() && is_kept(&output) {
+                output.truncate(output.len().saturating_sub(line::KEPT.len()));
+                return Ok(Heard::Waits(output));
+            }
+        }
+        self.line = None;
+        let end = process::wait(self.pid).map_err(|_| NO_FORK)?;
+        Ok(Heard::Ended(end, output))
+    }
+}
+
+/// Whether a delivery program says that it waits: behind a whole report, so that it cannot be a part of one.
+fn is_kept(output: &[u8]) -> bool {
+    output.strip_suffix(line::KEPT).is_some_and(|reports| reports.ends_with(b"\0"))
+}
+
+impl Drop for Program {
+    /// It sees the end of its line, says goodbye to its server and ends; if it has not yet.
+    fn drop(&mut self) {
+        if self.line.take().is_some() {
+            let _ = process::wait(self.pid);
+        }
+    }
+}
+
+/// Has a message delivered by the program that waits, or by a new one; a report for each request, and the program if
+/// it waits for more.
 fn deliver<D: Delivery>(
     delivery: &D,
+    waiting: Option<Program>,
     requests: &[Request],
     message: OwnedFd,
-) -> Result<Vec<Vec<u8>>, &'static [u8]> {
-    let (read, write) = fd::pipe().map_err(|_| NO_PIPE)?;
-    let ours = Pid::this();
-    let pid = fork_child(|| {
-        if stay_with(ours) { delivery.run(requests, message, write, ours) } else { exits::TEMPORARY }
-    })
-    .map_err(|_| NO_FORK)?;
-    let keep = delivery.keep(requests.len());
-    let (mut output, mut chunk) = (Vec::new(), [0u8; READ_SIZE]);
-    while let Ok(n @ 1..) = fd::read(&read, &mut chunk) {
-        let room = keep.saturating_sub(output.len());
-        output.extend_from_slice(chunk.get(..n.min(room)).unwrap_or_default());
+    keep: bool,
+) -> (Option<Program>, Vec<Vec<u8>>) {
+    let refused = |refusal: &[u8]| (None, vec![refusal.to_vec(); requests.len()]);
+    let limit = delivery.keep(requests.len());
+    if let Some(mut program) = waiting {
+        let errand = line::words(requests);
+        let given = program.line.as_ref().map(|line| line::send(line, &errand, &[message.as_raw_fd()]));
+        if !matches!(given, Some(Ok(()))) {
+            program.line = None; // it has ended, or will now
+        }
+        match program.hear(limit) {
+            Ok(Heard::Waits(said)) => {
+                return (Some(program), delivery.reports(End::Exit(exits::SUCCESS), &said, requests.len()));
+            }
+            // It has not begun: its server was gone. Another connection, and the message from its beginning.
+            Ok(Heard::Ended(End::Exit(exits::SUCCESS), said)) if said.is_empty() => {
+                if lseek(&message, 0, Whence::SeekSet).is_err() {
+                    return refused(LOST);
+                }
+            }
+            Ok(Heard::Ended(end, said)) => return (None, delivery.reports(end, &said, requests.len())),
+            Err(refusal) => return refused(refusal),
+        }
     }
-    let end = process::wait(pid).map_err(|_| NO_FORK)?;
-    Ok(delivery.reports(end, &output, requests.len()))
+    let mut program = match Program::start(delivery, requests, message, keep) {
+        Ok(program) => program,
+        Err(refusal) => return refused(refusal),
+    };
+    match program.hear(limit) {
+        Ok(Heard::Waits(said)) => {
+            (Some(program), delivery.reports(End::Exit(exits::SUCCESS), &said, requests.len()))
+        }
+        Ok(Heard::Ended(end, said)) => (None, delivery.reports(end, &said, requests.len())),
+        Err(refusal) => refused(refusal),
+    }
 }
 
 /// What is said of a delivery that succeeded, when the process beside it was lost before it could say so.
@@ -530,6 +854,9 @@ mod tests {
             parser: Parser::default(),
             arrived: Vec::new(),
             jobs: Vec::new(),
+            id: 0,
+            hosts: None,
+            behind: VecDeque::new(),
             waiting: Vec::new(),
             more_requests: true,
             deaf: false,
@@ -542,6 +869,9 @@ mod tests {
             spawner.jobs.push(Job {
                 requests: vec![request(0), request(1), request(2)],
                 rows: claim.into_rows(),
+                id: 1,
+                line: None,
+                host: Vec::new(),
                 pid: Pid::from_raw(1),
                 pipe: None,
                 reports: b"\0Khalf".to_vec(),
