@@ -52,7 +52,7 @@ struct File(&'static str, Kind, &'static str, &'static str);
 use Kind::{Database, Int, Line, List, Locals, Me};
 
 /// Every file that control/README.md has, in the order they are shown.
-const FILES: [File; 30] = [
+const FILES: [File; 31] = [
     File(
         "authprograms",
         List("Logins are checked by checkpassword: pop3 runs qmail-pop3d Maildir, true runs true."),
@@ -62,6 +62,7 @@ const FILES: [File; 30] = [
     File("badmailfrom", List("Any envelope sender is allowed."), "Mail from ", " is refused"),
     File("bouncefrom", Line("MAILER-DAEMON"), "Bounce user name is ", ""),
     File("bouncehost", Me("bouncehost"), "Bounce host name is ", ""),
+    File("concurrencyhost", Int(20), "Concurrency for one host is ", ""),
     File("concurrencylocal", Int(10), "Local concurrency is ", ""),
     File("concurrencyremote", Int(20), "Remote concurrency is ", ""),
     File("databytes", Int(0), "SMTP DATA limit is ", " bytes"),

@@ -44,9 +44,10 @@ const PROGRAMS: [&str; 8] = [
 const ROLES: [&str; 7] = ["alias", "qmaild", "qmaill", "qmailp", "qmailq", "qmailr", "qmails"];
 
 /// Only the daemons of group qmail read these.
-const INTERNAL: [&str; 15] = [
+const INTERNAL: [&str; 16] = [
     "bouncefrom",
     "bouncehost",
+    "concurrencyhost",
     "concurrencylocal",
     "concurrencyremote",
     "doublebouncehost",
@@ -82,7 +83,8 @@ const LINES: [(&str, Check); 13] = [
     ("smtpgreeting", greeting),
 ];
 
-const NUMBERS: [&str; 7] = [
+const NUMBERS: [&str; 8] = [
+    "concurrencyhost",
     "concurrencylocal",
     "concurrencyremote",
     "databytes",
@@ -309,7 +311,7 @@ impl Look<'_> {
                 self.entry(name, &line, &format!("is more than a number: {taken} is taken"))
             }
             (None, None) => self.entry(name, &line, "is no number: the default is taken"),
-            (Some(0), _) if name.starts_with("concurrency") => {
+            (Some(0), _) if ["concurrencylocal", "concurrencyremote"].contains(&name) => {
                 self.note(&path, "0 holds all deliveries back")
             }
             (Some(n), _) if n > most => {

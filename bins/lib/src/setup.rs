@@ -13,11 +13,12 @@ use nix::sys::stat::lstat;
 use nix::unistd::Uid;
 
 /// Every control file that some program reads.
-pub const CONTROLS: [&str; 30] = [
+pub const CONTROLS: [&str; 31] = [
     "authprograms",
     "badmailfrom",
     "bouncefrom",
     "bouncehost",
+    "concurrencyhost",
     "concurrencylocal",
     "concurrencyremote",
     "databytes",
