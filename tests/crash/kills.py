@@ -103,6 +103,9 @@ def campaign(case, kinds, kills, seed, mailing, tamper=None):
         if tamper:
             tamper(load)
         load.judge(row)
+        # Connections are kept for a moment, and the processes that have them.
+        with contextlib.suppress(AssertionError):
+            wait_for(lambda: all(load.descriptors().get(name, 0) <= count for name, count in before.items()), "quiet", WAIT)
         idle = load.descriptors()
         for name, count in before.items():
             if idle.get(name, 0) > count:
