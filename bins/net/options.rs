@@ -1,11 +1,9 @@
-//! The command line.
+//! The command line of tcpserver, and of what takes the same options and more.
 
 use qmail::trouble::Trouble;
 use qmail::{decimal, environ, program};
 use std::time::Duration;
 
-pub const USAGE: &str = "tcpserver [ -1qQvXUoOdDhHpPrR46 ] [ -c limit ] [ -C limit ] [ -x rules.cdb ] [ -B banner ] \
-    [ -g gid ] [ -u uid ] [ -b backlog ] [ -l localname ] [ -t timeout ] [ -I interface ] host port program [ arg ... ]";
 const LETTERS: &str = "qQvc:C:x:XB:g:u:U1b:oOdDhHpPl:rRt:46I:";
 
 /// Children at the same time.
@@ -26,6 +24,9 @@ pub enum Family {
     V4,
     V6,
 }
+
+/// Options as they were given, in their order.
+pub type Given = Vec<(char, Vec<u8>)>;
 
 pub struct Options {
     pub verbosity: Verbosity,
@@ -57,7 +58,12 @@ pub struct Options {
 
 impl Options {
     pub fn of(args: &program::Args) -> Result<Options, Trouble> {
-        let parsed = args.options(LETTERS)?;
+        Ok(Options::with(args, "")?.0)
+    }
+
+    /// With a program's own letters, which are none of ours: its options in their order.
+    pub fn with(args: &program::Args, letters: &str) -> Result<(Options, Given), Trouble> {
+        let parsed = args.options(&[LETTERS, letters].concat())?;
         let [host, port, program @ ..] = parsed.rest.as_slice() else { return Err(args.wrong()) };
         if program.is_empty() {
             return Err(args.wrong());
@@ -86,10 +92,12 @@ impl Options {
             port: port.clone(),
             program: program.to_vec(),
         };
-        for (letter, value) in parsed.options {
+        let (own, others): (Given, Given) =
+            parsed.options.into_iter().partition(|(letter, _)| letters.contains(*letter));
+        for (letter, value) in others {
             o.set(letter, value)?;
         }
-        Ok(o)
+        Ok((o, own))
     }
 
     fn set(&mut self, letter: char, value: Vec<u8>) -> Result<(), Trouble> {
@@ -130,7 +138,7 @@ impl Options {
     }
 }
 
-fn number(letter: char, value: &[u8]) -> Result<u64, Trouble> {
+pub fn number(letter: char, value: &[u8]) -> Result<u64, Trouble> {
     decimal::prefix(value).ok_or_else(|| Trouble::usage(format!("-{letter} takes a number")))
 }
 
@@ -142,8 +150,8 @@ fn count(letter: char, value: &[u8]) -> Result<usize, Trouble> {
     }
 }
 
-/// 0 changes nothing. Whatever is no number must not be taken for 0: the programs would run as root.
-fn id(name: &str, value: &[u8]) -> Result<Option<u32>, Trouble> {
+/// An id as -u takes it. 0 changes nothing. Whatever is no number must not be taken for 0: the programs would run as root.
+pub fn id(name: &str, value: &[u8]) -> Result<Option<u32>, Trouble> {
     let id = decimal::strict(value).and_then(|n| u32::try_from(n).ok()).filter(|id| *id != u32::MAX);
     match id {
         Some(0) => Ok(None),

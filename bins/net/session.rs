@@ -1,21 +1,21 @@
-//! One connection, in the child: who it is, whether it may, and then the program.
+//! session - one connection, in the child: who it is, whether it may, and then the program
+#![forbid(unsafe_code)]
 
 use crate::ident;
 use crate::log::Log;
 use crate::names::{self, Names};
 use crate::options::Options;
 use nix::errno::Errno;
-use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use qmail::environ::Environ;
 use qmail::rules::{self, Item, Peer, Rule};
 use qmail::sys::process::Command;
-use qmail::sys::{signal, socket};
+use qmail::sys::socket;
 use qmail::timed::Deadline;
 use qmail::trouble::{self, Trouble};
 use qmail::{cdb, exits, forkserver, program, timed, ucspi};
 use std::net::{SocketAddr, TcpStream};
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 /// For the banner. The send buffer is empty and far larger; only a strange system makes this wait.
 const BANNER_TIMEOUT: u64 = 60;
@@ -26,39 +26,38 @@ const NOT_FOR_PROGRAMS: [&str; 4] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES
 /// Where the program finds what it is offered.
 const OFFERED: RawFd = 3;
 
-/// Returns only when there is no program to run: the exit code of the child. What is offered goes to the program.
-pub fn run(
-    options: &Options,
-    log: &Log,
-    stream: &TcpStream,
-    remote: SocketAddr,
-    offer: Option<&OwnedFd>,
-) -> i32 {
-    signal::defaults();
-    signal::ignore(&[Signal::SIGPIPE]); // a peer that is gone already; exec sets it back
-    match serve(options, log, stream, remote, offer) {
-        Ok(denied) => denied,
-        Err(text) => {
-            log.drop(text);
+pub struct Connection<'a> {
+    pub options: &'a Options,
+    pub log: &'a Log,
+    pub stream: &'a TcpStream,
+    /// The peer; an IPv4 one never in its IPv6 form.
+    pub remote: SocketAddr,
+    /// Of the server's child, by which its lines in the log are known.
+    pub pid: Pid,
+    /// For a program that may stay ready.
+    pub offer: Option<&'a OwnedFd>,
+}
+
+impl Connection<'_> {
+    /// Looks who it is and whether it may, and then goes on with the environment of the program: the exit code.
+    /// `go` returns only when there is no program to run, with its code or the reason.
+    pub fn admit(&self, banner: &[u8], go: impl FnOnce(Environ) -> Result<i32, Vec<u8>>) -> i32 {
+        let ended = admit(self, banner).and_then(|call| match call.denied {
+            true => Ok(exits::PERMANENT),
+            false => go(call.environ),
+        });
+        ended.unwrap_or_else(|text| {
+            self.log.drop(text);
             exits::TEMPORARY
-        }
+        })
     }
 }
 
-fn serve(
-    options: &Options,
-    log: &Log,
-    stream: &TcpStream,
-    remote: SocketAddr,
-    offer: Option<&OwnedFd>,
-) -> Result<i32, Vec<u8>> {
-    let pid = nix::unistd::getpid();
+fn admit(connection: &Connection, banner: &[u8]) -> Result<Call, Vec<u8>> {
+    let Connection { options, log, stream, remote, pid, .. } = *connection;
     log.status(from(pid, remote));
     prepare(options, stream);
-    if !options.banner.is_empty() {
-        timed::write_all(stream, &options.banner, Deadline::seconds(BANNER_TIMEOUT))
-            .map_err(|e| reason("print banner", e))?;
-    }
+    print_banner(stream, banner)?;
     let local = local(stream)?;
     let names = names::find(options, local.ip(), remote.ip()).map_err(|trouble| trouble.text())?;
     let remote_info = if options.remote_info {
@@ -69,10 +68,12 @@ fn serve(
     };
     let call = Call::of(options, Ends { local, remote, names, remote_info })?;
     log.status(call.verdict(pid));
-    if call.denied {
-        return Ok(exits::PERMANENT);
-    }
-    Err(execute(options, stream, call.environ, offer))
+    Ok(call)
+}
+
+/// What the peer is greeted with, before anything is known of it.
+pub fn print_banner(stream: impl AsFd, banner: &[u8]) -> Result<(), Vec<u8>> {
+    timed::write_all(stream, banner, Deadline::seconds(BANNER_TIMEOUT)).map_err(|e| reason("print banner", e))
 }
 
 /// Whether nothing has to be asked and nothing said before the program can have a connection.
@@ -187,17 +188,26 @@ fn rule(options: &Options, peer: &Peer) -> Result<Option<Rule>, Vec<u8>> {
     }
 }
 
-/// Becomes the program; returns why it could not.
-fn execute(options: &Options, stream: &TcpStream, mut environ: Environ, offer: Option<&OwnedFd>) -> Vec<u8> {
-    let name = options.program.first().map(Vec::as_slice).unwrap_or_default();
-    let Some(path) = program::find(name) else { return Trouble::unable("run", name, Errno::ENOENT).text() };
-    if offer.is_some() {
+/// Becomes the program, with the stream as its descriptors 0 and 1 and whatever `others` say; returns why it
+/// could not.
+pub fn execute(
+    connection: &Connection,
+    mut environ: Environ,
+    stream: &impl AsFd,
+    others: &[(&OwnedFd, RawFd)],
+) -> Result<i32, Vec<u8>> {
+    let program = &connection.options.program;
+    let name = program.first().map(Vec::as_slice).unwrap_or_default();
+    let unable = |errno| Trouble::unable("run", name, errno).text();
+    let path = program::find(name).ok_or_else(|| unable(Errno::ENOENT))?;
+    if connection.offer.is_some() {
         forkserver::Launcher::announce(&mut environ, OFFERED, &path);
     }
     let mut command =
-        Command::new(path, &options.program).environ(&environ).descriptor(stream, 0).descriptor(stream, 1);
-    if let Some(offer) = offer {
-        command = command.descriptor(offer, OFFERED);
+        Command::new(path, program).environ(&environ).descriptor(stream, 0).descriptor(stream, 1);
+    let offer = connection.offer.map(|offer| (offer, OFFERED));
+    for (descriptor, number) in others.iter().copied().chain(offer) {
+        command = command.descriptor(descriptor, number);
     }
-    Trouble::unable("run", name, command.exec()).text()
+    Err(unable(command.exec()))
 }

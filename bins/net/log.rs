@@ -5,12 +5,13 @@ use qmail::fd;
 
 #[derive(Clone, Copy)]
 pub struct Log {
+    program: &'static str,
     verbosity: Verbosity,
 }
 
 impl Log {
-    pub fn new(verbosity: Verbosity) -> Log {
-        Log { verbosity }
+    pub fn new(program: &'static str, verbosity: Verbosity) -> Log {
+        Log { program, verbosity }
     }
 
     /// A line of -v.
@@ -30,7 +31,8 @@ impl Log {
     fn line(&self, from: Verbosity, parts: &[&[u8]]) {
         if self.verbosity >= from {
             // A log nobody reads is no reason to turn connections away.
-            let _ = fd::write_all(fd::ERR, &[b"tcpserver: ", parts.concat().as_slice(), b"\n"].concat());
+            let line = [self.program.as_bytes(), b": ", parts.concat().as_slice(), b"\n"].concat();
+            let _ = fd::write_all(fd::ERR, &line);
         }
     }
 }

@@ -1,39 +1,20 @@
-//! tcpserver - listen on a TCP port and run a program for each connection
-//!
-//! called by  a supervisor's run script           runs as  root until it listens, then -u and -g
-//! fd 0, 1    given up once it listens; in the program the connection
-//! fd 2       log lines, one write each; left to the program
-//! fd 3       a listening socket, when LISTEN_PID and LISTEN_FDS=1 say so (sd_listen_fds(3))
-//! sets       PROTO TCPLOCALIP TCPLOCALPORT TCPLOCALHOST TCPREMOTEIP TCPREMOTEPORT TCPREMOTEHOST
-//!            TCPREMOTEINFO, and what the rules say
-//! refuses    by root: rules, or without -u a program, that strangers could change
-//! jail       rlimits only: it runs its arguments. What the DNS and ident answer is read by children of their own,
-//!            which have nothing but the sockets for that
-//! exit       0 after TERM; 100 usage; 111 trouble before it listens, or the socket is lost. A child that
-//!            ends before its program: 100 denied by a rule, 111 dropped
+//! server - the part that stays: listens, counts, forks a child for each connection, reaps
 #![forbid(unsafe_code)]
 
-mod ident;
-mod listen;
-mod log;
-mod names;
-mod options;
-mod ready;
-mod session;
-
-use jail::{Jail, programs};
-use log::Log;
+use crate::listen;
+use crate::log::Log;
+use crate::options::Options;
+use crate::ready::{News, Ready};
+use crate::session::{self, Connection};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::Signal;
 use nix::unistd::{Gid, Pid, Uid};
-use options::Options;
 use qmail::sys::{process, signal};
 use qmail::trouble::{self, Trouble};
 use qmail::trust::{Judge, Kind, Thing};
 use qmail::{decimal, fd, program};
-use ready::{News, Ready};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -60,35 +41,41 @@ enum Who {
     Nobody,
 }
 
-struct Server {
+/// What becomes of connections.
+pub trait Service {
+    /// Whether a program of ours may stay ready for them (`ready`): when its process is all there is to one.
+    const MAY_STAY_READY: bool;
+
+    /// Signals that it asks for in `tend`.
+    fn signals(&self) -> &'static [Signal] {
+        &[]
+    }
+
+    /// Whenever the server has woken up, before it accepts a connection.
+    fn tend(&mut self, _log: &Log) {}
+
+    /// A child that the server did not start has ended.
+    fn ended(&mut self, _pid: Pid) {}
+
+    /// One connection, in a child of its own: its exit code.
+    fn serve(&self, connection: &Connection) -> i32;
+}
+
+pub struct Server<S> {
     options: Options,
     log: Log,
     listener: TcpListener,
     children: Vec<Child>,
     ready: Ready,
     resume: Option<Instant>,
+    service: S,
 }
 
-fn main() {
-    program::run("tcpserver", options::USAGE, tcpserver)
-}
-
-fn tcpserver(args: program::Args) -> Result<(), Trouble> {
-    let options = Options::of(&args)?;
-    Jail::of(&programs::TCPSERVER).close()?;
+/// Listens where the options say, once what they name is found trustworthy.
+pub fn listen(options: &Options) -> Result<TcpListener, Trouble> {
     keep_from_children();
-    check_trust(&options)?;
-    let listener = listen::open(&options)?;
-    let port = listener.local_addr().map_err(|e| unable("get local port", &e))?.port();
-    change_user(&options)?;
-    if options.print_port {
-        let line = [decimal::text(port), b"\n".to_vec()].concat();
-        fd::write_all(fd::OUT, &line).map_err(|e| Trouble::temporary("unable to print port").because(e))?;
-    }
-    fd::give_up_standard();
-    let log = Log::new(options.verbosity);
-    let ready = Ready::new(&options.program, session::is_quick(&options));
-    Server { options, log, listener, children: Vec::new(), ready, resume: None }.run()
+    check_trust(options)?;
+    listen::open(options)
 }
 
 fn unable(action: &str, error: &std::io::Error) -> Trouble {
@@ -134,7 +121,7 @@ fn check_trust(options: &Options) -> Result<(), Trouble> {
 }
 
 /// Group before user: afterwards it would not be allowed.
-fn change_user(options: &Options) -> Result<(), Trouble> {
+pub fn change_user(options: &Options) -> Result<(), Trouble> {
     let failed = |what: &str| {
         let text = format!("unable to set {what}");
         move |errno| Trouble::temporary(text).because(errno)
@@ -161,9 +148,29 @@ fn group(ip: IpAddr) -> IpAddr {
     }
 }
 
-impl Server {
-    fn run(mut self) -> Result<(), Trouble> {
-        signal::catch(&[Signal::SIGCHLD, Signal::SIGTERM]);
+impl<S: Service> Server<S> {
+    /// Prints the port where that is wanted, and gives up descriptors 0 and 1.
+    pub fn new(
+        program: &'static str,
+        options: Options,
+        listener: TcpListener,
+        service: S,
+    ) -> Result<Server<S>, Trouble> {
+        if options.print_port {
+            let port = listener.local_addr().map_err(|e| unable("get local port", &e))?.port();
+            let line = [decimal::text(port), b"\n".to_vec()].concat();
+            fd::write_all(fd::OUT, &line)
+                .map_err(|e| Trouble::temporary("unable to print port").because(e))?;
+        }
+        fd::give_up_standard();
+        let log = Log::new(program, options.verbosity);
+        let ready = Ready::new(&options.program, S::MAY_STAY_READY && session::is_quick(&options));
+        Ok(Server { options, log, listener, children: Vec::new(), ready, resume: None, service })
+    }
+
+    /// Until TERM.
+    pub fn run(mut self) -> Result<(), Trouble> {
+        signal::catch(&[&[Signal::SIGCHLD, Signal::SIGTERM], self.service.signals()].concat());
         // Another process may take a connection between our poll and our accept.
         self.listener.set_nonblocking(true).map_err(|e| unable("listen", &e))?;
         self.status();
@@ -180,6 +187,7 @@ impl Server {
             for (pid, status) in ends {
                 self.ended(pid, status);
             }
+            self.service.tend(&self.log);
             if called {
                 self.accept()?;
             }
@@ -271,8 +279,14 @@ impl Server {
     /// Starts the program for a connection that has its place.
     fn start(&mut self, at: usize, stream: &TcpStream, peer: SocketAddr) {
         let offer = self.ready.offer();
-        let (options, log) = (&self.options, &self.log);
-        match process::fork_child(|| session::run(options, log, stream, peer, offer.as_ref())) {
+        let (service, options, log) = (&self.service, &self.options, &self.log);
+        let child = || {
+            signal::defaults();
+            signal::ignore(&[Signal::SIGPIPE]); // a peer that is gone already; exec sets it back
+            let pid = nix::unistd::getpid();
+            service.serve(&Connection { options, log, stream, remote: peer, pid, offer: offer.as_ref() })
+        };
+        match process::fork_child(child) {
             Ok(pid) => {
                 if let Some(child) = self.children.get_mut(at) {
                     child.is = Who::Process(pid);
@@ -309,7 +323,10 @@ impl Server {
 
     fn ended(&mut self, pid: Pid, status: i32) {
         // A process that a shell left to us before it became tcpserver is none of our children.
-        let Some(at) = self.children.iter().position(|child| child.is == Who::Process(pid)) else { return };
+        let Some(at) = self.children.iter().position(|child| child.is == Who::Process(pid)) else {
+            self.service.ended(pid);
+            return;
+        };
         self.children.swap_remove(at);
         self.log.status(format!("end {pid} status {status}"));
         self.status();
