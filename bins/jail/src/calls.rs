@@ -207,6 +207,9 @@ pub static TALK: Group = Group {
     ],
 };
 
+/// How a child ended.
+pub static WAIT: Group = Group { name: "wait", calls: calls![SYS_wait4] };
+
 /// New pipes.
 pub static PIPES: Group = Group { name: "pipes", calls: calls![SYS_pipe2] };
 

@@ -9,7 +9,7 @@
 
 use crate::calls::{
     ADDRESSES, ALARM, FILES, INTERNET, LIBRARIES, LINK, LOCK, NARROW, PAIR, PATCH, PIPES, RENAME, RUN,
-    SERVICES, SIBLINGS, SYNC, TALK, TERMINAL, UNIX, UNLINK as REMOVE,
+    SERVICES, SIBLINGS, SYNC, TALK, TERMINAL, UNIX, UNLINK as REMOVE, WAIT,
 };
 use crate::profile::{
     Access, CREATE, EXECUTE, LINKS, LIST, Lot, MKDIR, MOVE, Network, Place, Profile, READ, RMDIR, TRUNCATE,
@@ -95,6 +95,24 @@ pub static TCPRULES: Profile = Profile::jail("tcprules", "its caller").files(&[o
 
 pub static TCPRULESCHECK: Profile =
     Profile::jail("tcprulescheck", "its caller").files(&[own(&[place(Given(FILE), READ)])]);
+
+// ---- tls
+
+pub static TLSSERVER: Profile =
+    Profile::limits("tlsserver", "root, then of a child `-u` `-g`; or who starts it", "its arguments");
+
+pub static TLSSERVER_KEEPER: Profile = Profile::jail("tlsserver", "`-T`, the keys' owner or qmailp")
+    .part("the process that has the keys")
+    .network(Network::Local("connections of sessions in their handshake"))
+    .calls(&[&RUN, &TALK]);
+
+pub static TLSSERVER_SESSION: Profile = Profile::jail("tlsserver", "`-T`, the keys' owner or qmailp")
+    .part("the process that speaks TLS, one a connection")
+    .network(Network::Local("the connection; the program; the process that has the keys"))
+    .calls(&[&RUN, &TALK, &WAIT]);
+
+pub static TLSCERT: Profile = Profile::jail("tlscert", "root, or the owner")
+    .files(&[own(&[place(Given(TARGET), READ | LIST | WRITE | CREATE | UNLINK | MKDIR | RMDIR)])]);
 
 // ---- smtp
 
@@ -426,6 +444,10 @@ pub static ALL: &[&Profile] = &[
     &TCPSERVER_IDENT,
     &TCPRULES,
     &TCPRULESCHECK,
+    &TLSSERVER,
+    &TLSSERVER_KEEPER,
+    &TLSSERVER_SESSION,
+    &TLSCERT,
     &QMAIL_SMTPD,
     &QMAIL_SMTPD_READY,
     &QMAIL_SMTPD_OWN,
