@@ -42,6 +42,7 @@ configure() {
 	*) printf '%s\n' "$me" ;;
 	esac | put_new control/defaultdomain 644
 	printf '%s\n' "$me" | put_new control/defaulthost 644
+	[ -e control/scramsecret ] || od -An -vtx1 -N32 /dev/urandom | tr -d ' \n' | put_new control/scramsecret 644
 	printf '%s\n' "$me" | sed 's/^.*\.\([^.]*\.[^.]*\)$/\1/' | put_new control/plusdomain 644
 }
 

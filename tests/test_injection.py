@@ -371,6 +371,7 @@ ROWS = {
     # Those that end soon, followed from their first instruction.
     "qmail-smtpd where its user owns the queue": (LANDLOCK, ("qmailq", "qmail-smtpd"), NO_FILTER | ACCEPT | {"fork"}),
     "qmail-smtpd with QMAILQUEUE": (LIMITS, ("qmaild", "qmail-smtpd", "QMAILQUEUE=/bin/true"), None),
+    "qmail-smtpd the process that runs a checker": (LIMITS, ("joe", "qmail-smtpd", "checkpassword", "true"), None),
     "qmail-inject": (LIMITS, ("joe", "qmail-inject", "ann"), None),
     "sendmail": (LIMITS, ("joe", "sendmail", "ann"), None),
     "qmail-queue writing the queue": (SECCOMP, ("qmailq", "qmail-queue", "QMAILDOOR=direct"), ACCEPT),
@@ -822,6 +823,32 @@ class Injected(unittest.TestCase):
             real |= {name for name, outcome in self.free(user, group, HOME).items() if succeeded(outcome)}
         # Few kernels know x32; some are without the entry for 32-bit programs, or multipath TCP.
         self.assertEqual(set(ATTACKS) - real - {"x32", "int80", "multipath tcp"}, set())
+
+
+    def test_a_session_that_takes_logins_reads_no_password_and_no_key(self):
+        server = self.daemon(["tcpserver", "-v", "-U", "-H", "-R", "-l", "test.example", "127.0.0.1", "587", "qmail-smtpd",
+                              "checkpassword", "true"], UID=str(uid("qmaild")), GID=str(gid("nofiles")), SUBMISSION="1")
+        server.wait_log("status: 0/")
+        authd = self.daemon([HOME + "/bin/qmail-authd"])
+        wait_for(lambda: os.path.exists(HOME + "/run/auth"), "the socket run/auth")
+        os.makedirs(HOME + "/control/tls/default", exist_ok=True)
+        write("control/tls/default/key.pem", "x\n")
+        write("users/passwd", "joe:x:1:1:/\n")
+        with Line.connect(587) as line:
+            line.expect("220 ...")
+            pid = self.found("qmail-smtpd", server)
+            self.closed(pid, SECCOMP)
+            with Attacker(pid) as a:
+                for path in ("/etc/shadow", "/etc/passwd", HOME + "/control/tls/default/key.pem", HOME + "/users/passwd", HOME + "/control/me"):
+                    self.assertIn(a.open(path), REFUSED, path)
+                for victim in (authd.pid, server.pid):
+                    self.assertIn(a.ptrace(victim), REFUSED)
+                    self.assertIn(a.process_vm_readv(victim, 4096), REFUSED)
+                for refused in (a.fork(), a.setuid(0), a.connect_tcp("127.0.0.1", 80), a.listen_tcp("127.0.0.1", 0)):
+                    self.assertIn(refused, {"EPERM", "EACCES", "EAGAIN"})
+                self.assertIn(a.execve("/bin/sh", "sh", "-c", ":"), REFUSED)
+            line.send("MAIL FROM:<a@b>\r\n")
+            line.expect("530 authentication required (#5.7.0)")
 
 
 class Manifest(unittest.TestCase):

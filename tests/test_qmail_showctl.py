@@ -366,7 +366,7 @@ class OfASystemHome(unittest.TestCase):
 
     def test_root_hears_everything_at_once_with_accounts_by_name_and_every_mend_mends(self):
         # Group qmail may read what only daemons of group qmail read.
-        self.do("for f in locals smtproutes me; do cp -p control/me control/$f.keep; [ $f = me ] || cp control/me control/$f; "
+        self.do("for f in helohost smtproutes me; do cp -p control/me control/$f.keep; [ $f = me ] || cp control/me control/$f; "
                 "chown 0:qmail control/$f; chmod 640 control/$f; done; echo : >control/smtproutes")
         self.do("chown qmailr bin/qmail-lspawn; chgrp qmail bin/qmail-send; chmod 775 bin/qmail-send; chown qmails queue/mess; chmod 777 run;"
                 "chmod 775 queue; chown qmailq control; chmod 700 users; chown joe queue/lock/trigger; chmod 1777 bin")
@@ -386,7 +386,7 @@ class OfASystemHome(unittest.TestCase):
         for line in problems:
             self.do(re.search(r"((?:chown|chmod) .*)$", line)[1].replace("~", self.HOME))
         self.assertEqual(self.look()[1], [])
-        self.do("mv control/locals.keep control/locals; rm control/smtproutes*; mv control/me.keep control/me; chmod 755 control users bin")
+        self.do("mv control/helohost.keep control/helohost; rm control/smtproutes*; mv control/me.keep control/me; chmod 755 control users bin")
 
     def test_two_roles_of_one_account_are_no_wall(self):
         self.do("cp -p users/ids users/keep; sed -i \"s/^qmaill:.*/qmaill:$(id -u qmaild):$(id -g qmaild)/\" users/ids")

@@ -3,7 +3,7 @@
 
 use crate::stored::Verdict;
 use nix::errno::Errno;
-use qmail::auth::Secret;
+use qmail::auth::{SIGNATURE_FD, Secret};
 use qmail::fd;
 use qmail::sasl::Mechanism;
 use qmail::trouble::Trouble;
@@ -136,18 +136,15 @@ impl Login {
             Verdict::Refused => Err(refused()),
             Verdict::Unknown => Err(Trouble::temporary("unable to check password: unknown scheme of hash")),
             Verdict::Signed(signature) => {
-                if let Ok(fd4) = fd::take(SIGNATURE) {
-                    fd::write_all(&fd4, &signature)
-                        .map_err(|errno| Trouble::unable("write to", "descriptor 4", errno))?;
+                // It stays open: the program behind may have to read it there.
+                match fd::write_all(fd::Standard(SIGNATURE_FD), &signature) {
+                    Ok(()) | Err(Errno::EBADF) => Ok(()),
+                    Err(errno) => Err(Trouble::unable("write to", "descriptor 4", errno)),
                 }
-                Ok(())
             }
         }
     }
 }
-
-/// Where the server's signature is wanted.
-const SIGNATURE: i32 = 4;
 
 /// Fields that have a meaning.
 const FIELDS: usize = 6;

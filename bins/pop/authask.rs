@@ -4,7 +4,8 @@
 //! arguments  word [word ...]: the name of a service of control/authprograms, or its whole command line
 //! runs as    qmaild (own home: the owner), or root
 //! fd 0, 1    the connection; passed to the checker and what it becomes
-//! fd 3       name NUL password NUL timestamp NUL
+//! fd 3       name NUL password NUL timestamp NUL, and more for SCRAM
+//! fd 4       where the server's signature of SCRAM goes, if it is open
 //! exit       what checker or program exits with; 1 not acceptable, 2 misused, 111 temporary trouble
 //! touches    run/auth
 //! jail       run/auth; no file, no exec
@@ -14,8 +15,8 @@
 
 use jail::{Jail, programs};
 use nix::errno::Errno;
-use qmail::auth::Secret;
 use qmail::auth::door::{self, Request};
+use qmail::auth::{SIGNATURE_FD, Secret};
 use qmail::fd;
 use qmail::home::Home;
 use qmail::program::{self, Args};
@@ -36,8 +37,12 @@ fn ask(args: Args) -> Result<(), Trouble> {
     let home = Home::find()?;
     Jail::of(&programs::AUTHASK).home(&home).close()?;
     let fields = read_fields()?;
-    let code = door::ask(&home, Request::new(fields, args.list()), fd::IN, fd::OUT)?;
-    Err(Trouble::exit(code, ""))
+    let signature = fd::take(SIGNATURE_FD).ok();
+    let answer = door::ask(&home, Request::new(fields, args.list()), fd::IN, fd::OUT)?;
+    if let Some(file) = signature.filter(|_| !answer.signature.is_empty()) {
+        let _ = fd::write_all(file, &answer.signature);
+    }
+    Err(Trouble::exit(answer.code, ""))
 }
 
 /// What descriptor 3 says, to its end.

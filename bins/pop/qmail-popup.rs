@@ -22,7 +22,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Uid;
 use pop::connection::Answers;
 use pop::login::{LOGIN_FIELDS, Unread, talk};
-use qmail::auth::door::{self, Request};
+use qmail::auth::door::{self, Answer, Request};
 use qmail::auth::{Secret, wipe};
 use qmail::home::Home;
 use qmail::pop3::LINE_MAX;
@@ -171,8 +171,8 @@ fn read_fields(pipe: &OwnedFd) -> Result<Vec<u8>, Errno> {
 /// Has qmail-authd run the subprogram, and stays until the session has ended.
 fn ask(answers: &mut Answers, home: &Home, words: &[Vec<u8>], fields: Vec<u8>) -> Result<(), Errno> {
     match door::ask(home, Request::new(Secret(fields), words), fd::IN, fd::OUT) {
-        Ok(0) => Ok(()),
-        Ok(code) => refuse(answers, code),
+        Ok(Answer { code: 0, .. }) => Ok(()),
+        Ok(Answer { code, .. }) => refuse(answers, code),
         Err(trouble) => {
             warn(&trouble);
             refuse(answers, NOT_RUN)

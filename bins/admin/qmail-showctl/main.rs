@@ -44,15 +44,18 @@ enum Kind {
     Locals,
     /// morercpthosts.cdb, made from morercpthosts.
     Database,
+    /// A file whose content is nobody's business here: what its absence means, and its presence.
+    There(&'static str, &'static str),
 }
 
 /// A control file: name, kind, and the words around its value or around each entry.
 struct File(&'static str, Kind, &'static str, &'static str);
 
-use Kind::{Database, Int, Line, List, Locals, Me};
+use Kind::{Database, Int, Line, List, Locals, Me, There};
 
 /// Every file that control/README.md has, in the order they are shown.
-const FILES: [File; 31] = [
+const FILES: [File; 37] = [
+    File("authinsecure", Int(0), "SMTP AUTH without TLS (1: allowed) is ", ""),
     File(
         "authprograms",
         List("Logins are checked by checkpassword: pop3 runs qmail-pop3d Maildir, true runs true."),
@@ -88,11 +91,26 @@ const FILES: [File; 31] = [
     File("rcpthosts", List("SMTP clients may send messages to any recipient."), RECIPIENTS_AT, ""),
     File("morercpthosts", List("No effect."), RECIPIENTS_AT, ""),
     File("morercpthosts.cdb", Database, "", ""),
+    File("scramparams.cdb", There("No SCRAM.", "Names have keys for SCRAM."), "", ""),
+    File("scramsecret", There("No SCRAM.", "Names without keys get salts all the same."), "", ""),
     File("smtpgreeting", Me("undefined! Uh-oh"), "SMTP greeting: 220 ", ""),
     File("smtproutes", List("No artificial SMTP routes."), "SMTP route: ", ""),
+    File("submissionrate", Int(1000), "Accounts may send to so many recipients an hour: ", ""),
+    File(
+        "submissionsenders",
+        List("Accounts submit mail as themselves only."),
+        "Account and its other senders: ",
+        "",
+    ),
     File("timeoutconnect", Int(60), "SMTP client connection timeout is ", " seconds"),
     File("timeoutremote", Int(1200), "SMTP client data timeout is ", " seconds"),
     File("timeoutsmtpd", Int(1200), "SMTP server data timeout is ", " seconds"),
+    File(
+        "tlsclients",
+        List("No client certificate is as good as a password."),
+        "Certificate that may log in: ",
+        "",
+    ),
     File("virtualdomains", List("No virtual domains."), "Virtual domain: ", ""),
 ];
 
@@ -242,6 +260,11 @@ fn describe(out: &mut Vec<u8>, control: &Control, file: &File, me: Option<&[u8]>
             None => value(out, true, before, me.unwrap_or(b"undefined! Uh-oh"), after),
         },
         Database => database(out, control)?,
+        There(absent, there) => {
+            let found = look(&control.path(name)).is_some_and(|file| file.st_size > 1);
+            let text = if found { (*there).to_owned() } else { format!("(Default.) {absent}") };
+            out.extend_from_slice(format!("{text}\n").as_bytes());
+        }
     }
     Ok(())
 }

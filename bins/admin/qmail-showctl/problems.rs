@@ -44,7 +44,7 @@ const PROGRAMS: [&str; 8] = [
 const ROLES: [&str; 7] = ["alias", "qmaild", "qmaill", "qmailp", "qmailq", "qmailr", "qmails"];
 
 /// Only the daemons of group qmail read these.
-const INTERNAL: [&str; 16] = [
+const INTERNAL: [&str; 15] = [
     "bouncefrom",
     "bouncehost",
     "concurrencyhost",
@@ -54,7 +54,6 @@ const INTERNAL: [&str; 16] = [
     "doublebounceto",
     "envnoathost",
     "helohost",
-    "locals",
     "percenthack",
     "queuelifetime",
     "smtproutes",

@@ -213,6 +213,16 @@ pub static WAIT: Group = Group { name: "wait", calls: calls![SYS_wait4] };
 /// New pipes.
 pub static PIPES: Group = Group { name: "pipes", calls: calls![SYS_pipe2] };
 
+/// The connection gives way to its TLS session.
+pub static UPGRADE: Group = Group {
+    name: "upgrade",
+    calls: calls![
+        #[cfg(target_arch = "x86_64")]
+        SYS_dup2,
+        SYS_dup3,
+    ],
+};
+
 /// Is it a terminal?
 pub static TERMINAL: Group = Group {
     name: "terminal",

@@ -9,7 +9,7 @@
 
 use crate::calls::{
     ADDRESSES, ALARM, FILES, INTERNET, LIBRARIES, LINK, LOCK, NARROW, PAIR, PATCH, PIPES, RENAME, RUN,
-    SERVICES, SIBLINGS, SYNC, TALK, TERMINAL, UNIX, UNLINK as REMOVE, WAIT,
+    SERVICES, SIBLINGS, SYNC, TALK, TERMINAL, UNIX, UNLINK as REMOVE, UPGRADE, WAIT,
 };
 use crate::profile::{
     Access, CREATE, EXECUTE, LINKS, LIST, Lot, MKDIR, MOVE, Network, Place, Profile, READ, RMDIR, TRUNCATE,
@@ -119,7 +119,7 @@ pub static TLSCERT: Profile = Profile::jail("tlscert", "root, or the owner")
 pub static QMAIL_SMTPD: Profile = Profile::jail("qmail-smtpd", "qmaild")
     .files(&[own(&[place(Home("run"), LIST)])])
     .network(Network::Local("the connection; sockets of this machine (`run/queue`)"))
-    .calls(&[&RUN, &FILES, &TALK, &UNIX, &ADDRESSES, &PIPES, &TERMINAL]);
+    .calls(&[&RUN, &FILES, &TALK, &UNIX, &ADDRESSES, &PIPES, &TERMINAL, &UPGRADE]);
 
 /// No connection is read here; each process it forks ends that right for itself before it reads one.
 pub static QMAIL_SMTPD_READY: Profile = Profile::jail("qmail-smtpd", "qmaild")
@@ -138,10 +138,13 @@ pub static QMAIL_SMTPD_OWN: Profile = Profile::jail("qmail-smtpd", "the owner")
 pub static QMAIL_SMTPD_LAUNCHER: Profile =
     Profile::limits("qmail-smtpd", "qmaild", "`$QMAILQUEUE`").part("with QMAILQUEUE");
 
+pub static QMAIL_SMTPD_CHECKING: Profile =
+    Profile::limits("qmail-smtpd", "its caller", "its arguments").part("the process that runs a checker");
+
 pub static QMAIL_SMTPD_TALKING: Profile = Profile::jail("qmail-smtpd", "qmaild")
     .part("with QMAILQUEUE, the child that talks")
     .network(Network::Local("the connection"))
-    .calls(&[&RUN, &TALK, &ADDRESSES, &PATCH, &PIPES, &TERMINAL]);
+    .calls(&[&RUN, &TALK, &ADDRESSES, &PATCH, &PIPES, &TERMINAL, &UPGRADE]);
 
 // ---- inject
 
@@ -452,6 +455,7 @@ pub static ALL: &[&Profile] = &[
     &QMAIL_SMTPD_READY,
     &QMAIL_SMTPD_OWN,
     &QMAIL_SMTPD_LAUNCHER,
+    &QMAIL_SMTPD_CHECKING,
     &QMAIL_SMTPD_TALKING,
     &QMAIL_INJECT,
     &SENDMAIL,

@@ -263,12 +263,18 @@ impl Server {
     }
 }
 
+/// Beginnings of variables by which a program does something else than one that was started without them.
+const WAY: [&[u8]; 6] = [b"QMAIL", b"SMTPAUTH=", b"SUBMISSION=", b"SSLCTLFD=", b"TLS_", b"SSL_"];
+
 /// What leads a program's way must be what it was when the server found its own.
 fn is_for_us(environ: &Environ) -> bool {
     let own = Environ::inherited();
     let way = |environ: &Environ| {
-        let mut way: Vec<_> =
-            environ.strings().into_iter().filter(|entry| entry.starts_with(b"QMAIL")).collect();
+        let mut way: Vec<_> = environ
+            .strings()
+            .into_iter()
+            .filter(|entry| WAY.iter().any(|way| entry.starts_with(way)))
+            .collect();
         way.sort();
         way
     };

@@ -41,3 +41,4 @@ pub mod smtp;
 pub mod spawn;
 pub mod tcpto;
 pub mod ucspi;
+pub mod ucspitls;

@@ -13,7 +13,8 @@ use nix::sys::stat::lstat;
 use nix::unistd::Uid;
 
 /// Every control file that some program reads.
-pub const CONTROLS: [&str; 31] = [
+pub const CONTROLS: [&str; 37] = [
+    "authinsecure",
     "authprograms",
     "badmailfrom",
     "bouncefrom",
@@ -39,11 +40,16 @@ pub const CONTROLS: [&str; 31] = [
     "qmqpservers",
     "queuelifetime",
     "rcpthosts",
+    "scramparams.cdb",
+    "scramsecret",
     "smtpgreeting",
     "smtproutes",
+    "submissionrate",
+    "submissionsenders",
     "timeoutconnect",
     "timeoutremote",
     "timeoutsmtpd",
+    "tlsclients",
     "virtualdomains",
 ];
 

@@ -212,6 +212,14 @@ impl<F: Source> Reader<F> {
         self.start = (self.start + n).min(self.buffer.len());
     }
 
+    /// Overwrites what has been used: it was a password.
+    pub fn forget(&mut self) {
+        if let Some(used) = self.buffer.get_mut(..self.start) {
+            used.fill(0);
+            std::hint::black_box(used);
+        }
+    }
+
     /// What is buffered, after one read when nothing was; empty at the end of the input.
     pub fn fill(&mut self) -> Result<&[u8], Errno> {
         if self.buffered().is_empty() {

@@ -1,5 +1,6 @@
 //! What the administrator decided: control files, and the environment of this connection.
 
+use crate::access::Access;
 use qmail::control::{Control, Set};
 use qmail::decimal;
 use qmail::environ;
@@ -24,6 +25,8 @@ pub struct Config {
     pub badmailfrom: Set,
     /// What `[IP]` of ours in an address stands for.
     pub localiphost: Option<Vec<u8>>,
+    /// Logins.
+    pub access: Access,
 }
 
 impl Config {
@@ -40,7 +43,13 @@ impl Config {
             rcpthosts: RcptHosts::read(control)?,
             badmailfrom: control.set("badmailfrom")?.unwrap_or_default(),
             localiphost: control.line_or_me("localiphost")?,
+            access: Access::default(),
         })
+    }
+
+    /// The same with logins; `checker`: there is somebody to check passwords.
+    pub fn with_logins(control: &Control, checker: bool) -> Result<Config, Trouble> {
+        Ok(Config { access: Access::read(control, checker)?, ..Config::read(control)? })
     }
 
     /// What the environment says of this connection.

@@ -3,6 +3,7 @@
 use crate::config::Config;
 use crate::reply::{self, Reply};
 use crate::session::{Connection, End};
+use crate::submission::Completion;
 use qmail::date;
 use qmail::queue::client::{Message, Outcome};
 use qmail::smtp::data::{Decoder, Hops, Step};
@@ -26,13 +27,20 @@ pub struct Incoming<'a, M> {
     hops: Hops,
     /// Bytes of the client's message, as stored.
     size: u64,
+    /// A user's message gets what its header lacks.
+    completion: Option<Completion>,
 }
 
 impl<'a, M: Message> Incoming<'a, M> {
     /// Begins with the Received line, which counts neither as hop nor as size.
-    pub fn begin(config: &'a Config, mut submission: M, received: &[u8]) -> Incoming<'a, M> {
+    pub fn begin(
+        config: &'a Config,
+        mut submission: M,
+        received: &[u8],
+        completion: Option<Completion>,
+    ) -> Incoming<'a, M> {
         submission.put(received);
-        Incoming { config, submission, hops: Hops::default(), size: 0 }
+        Incoming { config, submission, hops: Hops::default(), size: 0, completion }
     }
 
     /// Reads up to the lone dot. What is too big or looping is read to its end all the same, so that
@@ -71,6 +79,8 @@ impl<'a, M: Message> Incoming<'a, M> {
         self.size = self.size.saturating_add(bytes.len() as u64);
         if self.is_looping() || self.config.is_too_big(self.size) {
             self.submission.abort();
+        } else if let Some(completion) = &mut self.completion {
+            completion.feed(bytes, |bytes| self.submission.put(bytes));
         } else {
             self.submission.put(bytes);
         }
@@ -82,12 +92,15 @@ impl<'a, M: Message> Incoming<'a, M> {
 
     /// Hands over the envelope and says what became of the message; to `warn` what the log should know.
     pub fn finish<'r>(
-        self,
+        mut self,
         sender: &[u8],
         recipients: impl Iterator<Item = &'r [u8]>,
         warn: fn(&str, &[u8]),
     ) -> Reply {
         let looping = self.is_looping();
+        if let Some(completion) = self.completion.take() {
+            completion.finish(|bytes| self.submission.put(bytes));
+        }
         let outcome = self.submission.close_with(sender, recipients);
         match outcome {
             Outcome::Queued { qp } => Reply::made(250, "2.0.0", format!("ok {} qp {qp}", date::now())),

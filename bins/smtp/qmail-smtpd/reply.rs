@@ -39,6 +39,35 @@ pub const TOO_BIG: Reply =
 pub const TOO_MANY_HOPS: Reply = Reply::refusal(554, "5.4.6", "too many hops, this message is looping");
 pub const NO_QUEUE: Reply = Reply::refusal(451, "4.3.0", "qqt failure");
 
+// rfc4954:6
+pub const WELCOME: Reply = Reply::plain(235, "2.7.0", "ok, go ahead");
+pub const UNWELCOME: Reply = Reply::refusal(535, "5.7.8", "authorization failed");
+pub const LOGIN_LATER: Reply = Reply::refusal(454, "4.7.0", "unable to check that now");
+pub const LOGIN_FIRST: Reply = Reply::refusal(530, "5.7.0", "authentication required");
+pub const LOGIN_NEEDS_TLS: Reply = Reply::refusal(538, "5.7.11", "encryption required for this mechanism");
+pub const WEAK_MECHANISM: Reply = Reply::refusal(534, "5.7.9", "mechanism is too weak");
+pub const NO_MECHANISM: Reply = Reply::refusal(504, "5.5.4", "no such mechanism");
+pub const CANCELLED: Reply = Reply::refusal(501, "5.7.0", "authentication cancelled");
+pub const BAD_BASE64: Reply = Reply::refusal(501, "5.5.2", "that is not base64");
+pub const BAD_ANSWER: Reply = Reply::refusal(501, "5.5.2", "that is not what the mechanism says");
+pub const ANSWER_TOO_LONG: Reply = Reply::refusal(500, "5.5.6", "authentication exchange line is too long");
+pub const LOGGED_IN: Reply = Reply::refusal(503, "5.5.1", "you are authenticated already");
+pub const NOT_NOW: Reply = Reply::refusal(503, "5.5.1", "not during a message");
+pub const TOO_MANY_LOGINS: Reply = Reply::refusal(421, "4.7.0", "too many failed logins");
+
+// rfc3207:4
+pub const TLS_READY: Reply = Reply::plain(220, "2.0.0", "ready to start TLS");
+pub const TLS_FIRST: Reply = Reply::refusal(530, "5.7.0", "must issue a STARTTLS command first");
+pub const TLS_ALREADY: Reply = Reply::refusal(503, "5.5.1", "TLS is here already");
+pub const NO_ARGUMENT: Reply = Reply::refusal(501, "5.5.4", "no argument here");
+pub const NOT_PIPELINED: Reply = Reply::refusal(554, "5.5.0", "nothing may follow STARTTLS before TLS");
+
+// rfc6409:6
+pub const NOT_YOUR_ADDRESS: Reply =
+    Reply::refusal(553, "5.7.1", "sorry, that sender address is not one of your account");
+pub const TOO_MANY_MESSAGES: Reply =
+    Reply::refusal(450, "4.7.1", "sorry, your account has sent too much within the hour");
+
 pub const TIMEOUT: Reply = Reply::refusal(451, "4.4.2", "timeout");
 pub const BARE_LF: Reply = Reply::plain(451, "4.6.0", "See https://cr.yp.to/docs/smtplf.html.");
 pub const NO_CONTROLS: Reply = Reply::refusal(421, "4.3.0", "unable to read controls");

@@ -1,15 +1,19 @@
 //! The conversation: one command, one reply, until QUIT.
 
+use crate::around::{Alone, Around};
 use crate::config::Config;
+use crate::login::Standing;
 use crate::message::Incoming;
 use crate::reply::{self, Reply};
+use crate::submission::Completion;
 use nix::errno::Errno;
+use qmail::auth::Secret;
 use qmail::queue::client::{Outcome, Queue};
 use qmail::received::Peer;
 use qmail::smtp::command::{self, Command, Path, Verb};
 use qmail::timed::{Deadline, Line, Reader, Sink, Source, Writer};
 use qmail::trouble::Trouble;
-use qmail::{date, envelope, ipme};
+use qmail::{date, envelope, ipme, sasl};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -21,6 +25,8 @@ pub enum End {
     Quit,
     /// The client is gone, or does not take our replies: nobody to talk to.
     Gone,
+    /// TLS has begun: another conversation, which begins with EHLO.
+    Upgraded,
     /// A last reply, and if it is our own house that is in disorder, the line for the log.
     Fatal(Reply, Option<Trouble>),
 }
@@ -41,11 +47,11 @@ impl<I: Source, O: Sink> Connection<I, O> {
         Connection { input, output: Writer::with_timeout(output, timeout), timeout, typed }
     }
 
-    fn put(&mut self, bytes: impl AsRef<[u8]>) -> Result<(), End> {
+    pub(crate) fn put(&mut self, bytes: impl AsRef<[u8]>) -> Result<(), End> {
         self.output.put(bytes).map_err(|_| End::Gone)
     }
 
-    fn flush(&mut self) -> Result<(), End> {
+    pub(crate) fn flush(&mut self) -> Result<(), End> {
         self.output.flush().map_err(|_| End::Gone)
     }
 
@@ -59,17 +65,36 @@ impl<I: Source, O: Sink> Connection<I, O> {
     }
 
     /// The next command line; None for one that was too long. A whole line has the time of one read.
-    fn command(&mut self) -> Result<Option<Vec<u8>>, End> {
+    fn command(&mut self, logins: bool) -> Result<Option<Secret>, End> {
+        let line = self.line(if logins { AUTH_LINE_MAX } else { command::LINE_MAX })?;
+        Ok(line.filter(|line| line.len() <= command::LINE_MAX || is_auth(line)))
+    }
+
+    /// A line that may be a password, without its end; None for one that was too long.
+    pub(crate) fn secret_line(&mut self, max: usize) -> Result<Option<Secret>, End> {
+        let line = self.line(max + 1)?; // a CR is not part of it
+        self.input.forget();
+        Ok(line.map(|line| Secret(line.strip_suffix(b"\r").unwrap_or(&line).to_vec())))
+    }
+
+    fn line(&mut self, max: usize) -> Result<Option<Secret>, End> {
         if !self.input.buffered().contains(&b'\n') {
             self.flush()?;
         }
         self.input.set_overall(Deadline::after(self.timeout));
-        match self.input.line(b'\n', command::LINE_MAX).map_err(unreadable)? {
-            Line::Whole(line) => Ok(Some(line)),
+        match self.input.line(b'\n', max).map_err(unreadable)? {
+            Line::Whole(line) => Ok(Some(Secret(line))),
             Line::TooLong => Ok(None),
             Line::End(_) => Err(End::Gone), // half a command is none
         }
     }
+}
+
+/// AUTH may bring a whole answer along (rfc4954:4).
+const AUTH_LINE_MAX: usize = "AUTH SCRAM-SHA-256-PLUS ".len() + sasl::LINE_MAX + 1;
+
+fn is_auth(line: &[u8]) -> bool {
+    Command::parse(line).verb == Verb::Auth
 }
 
 fn unreadable(errno: Errno) -> End {
@@ -92,13 +117,15 @@ impl Transaction {
     }
 }
 
-pub struct Session<'a, I, O, Q> {
-    config: &'a Config,
-    peer: Peer,
-    connection: Connection<I, O>,
+pub struct Session<'a, I, O, Q, A = Alone> {
+    pub(crate) config: &'a Config,
+    pub(crate) peer: Peer,
+    pub(crate) connection: Connection<I, O>,
     queue: Q,
+    pub(crate) around: A,
+    pub(crate) standing: Standing,
     /// Takes lines for the log: a queue that takes nothing is the administrator's business.
-    warn: fn(&str, &[u8]),
+    pub(crate) warn: fn(&str, &[u8]),
     /// The name the client gave itself.
     helo: Option<Vec<u8>>,
     /// The client said EHLO: replies carry their enhanced status.
@@ -106,9 +133,12 @@ pub struct Session<'a, I, O, Q> {
     transaction: Option<Transaction>,
     /// Our own IP addresses, once somebody wrote to one of them.
     own: Option<Vec<IpAddr>>,
+    /// The peer as it was before it said anything.
+    first_peer: Peer,
 }
 
 impl<'a, I: Source, O: Sink, Q: Queue> Session<'a, I, O, Q> {
+    /// One without logins and TLS.
     pub fn new(
         config: &'a Config,
         peer: Peer,
@@ -116,23 +146,41 @@ impl<'a, I: Source, O: Sink, Q: Queue> Session<'a, I, O, Q> {
         queue: Q,
         warn: fn(&str, &[u8]),
     ) -> Session<'a, I, O, Q> {
+        Session::within(config, peer, connection, queue, Alone, warn)
+    }
+}
+
+impl<'a, I: Source, O: Sink, Q: Queue, A: Around> Session<'a, I, O, Q, A> {
+    pub fn within(
+        config: &'a Config,
+        peer: Peer,
+        connection: Connection<I, O>,
+        queue: Q,
+        around: A,
+        warn: fn(&str, &[u8]),
+    ) -> Session<'a, I, O, Q, A> {
+        let standing = Standing::with(around.facts());
+        let first_peer = peer.clone();
         Session {
             config,
             peer,
             connection,
             queue,
+            around,
+            standing,
             warn,
             helo: None,
             extended: false,
             transaction: None,
             own: None,
+            first_peer,
         }
     }
 
     pub fn run(mut self) -> Result<(), Trouble> {
         match self.converse() {
             Err(End::Quit) => Ok(()),
-            Ok(()) | Err(End::Gone) => Err(Trouble::exit(1, "")),
+            Ok(()) | Err(End::Gone | End::Upgraded) => Err(Trouble::exit(1, "")),
             Err(End::Fatal(reply, trouble)) => {
                 let _ = self.say(&reply).and_then(|()| self.connection.flush());
                 Err(trouble.unwrap_or(Trouble::exit(1, "")))
@@ -143,14 +191,17 @@ impl<'a, I: Source, O: Sink, Q: Queue> Session<'a, I, O, Q> {
     fn converse(&mut self) -> Result<(), End> {
         self.connection.put([b"220 ", self.config.greeting.as_slice(), b" ESMTP\r\n"].concat())?;
         loop {
-            match self.connection.command()? {
-                Some(line) => self.answer(Command::parse(&line))?,
+            match self.connection.command(self.config.access.is_known())? {
+                Some(line) => match self.answer(Command::parse(&line)) {
+                    Err(End::Upgraded) => {}
+                    answered => answered?,
+                },
                 None => self.say(&reply::LINE_TOO_LONG)?,
             }
         }
     }
 
-    fn say(&mut self, reply: &Reply) -> Result<(), End> {
+    pub(crate) fn say(&mut self, reply: &Reply) -> Result<(), End> {
         self.connection.put(reply.line(self.extended))
     }
 
@@ -173,6 +224,12 @@ impl<'a, I: Source, O: Sink, Q: Queue> Session<'a, I, O, Q> {
                 self.connection.flush()?;
                 return Err(End::Quit);
             }
+            Verb::Auth => {
+                let reply = self.auth(command.argument);
+                self.connection.input.forget();
+                reply?
+            }
+            Verb::Starttls => self.start_tls(command.argument)?,
             Verb::Unknown => reply::UNIMPLEMENTED,
         };
         self.say(&reply)
@@ -201,20 +258,43 @@ impl<'a, I: Source, O: Sink, Q: Queue> Session<'a, I, O, Q> {
         self.transaction = None;
     }
 
+    /// Nobody has said anything yet.
+    pub(crate) fn forget(&mut self) {
+        self.helo = None;
+        self.extended = false;
+        self.transaction = None;
+        self.peer = self.first_peer.clone();
+    }
+
+    pub(crate) fn is_in_transaction(&self) -> bool {
+        self.transaction.is_some()
+    }
+
     /// What EHLO announces. `SIZE 0` is "no limit" (rfc1870:4).
     fn extensions(&self) -> Vec<Vec<u8>> {
         let size = format!("SIZE {}", self.config.databytes);
-        ["PIPELINING", "8BITMIME", &size, "ENHANCEDSTATUSCODES"].map(|word| word.as_bytes().to_vec()).to_vec()
+        let words = ["PIPELINING", "8BITMIME", &size, "ENHANCEDSTATUSCODES"];
+        let mut words: Vec<Vec<u8>> = words.map(|word| word.as_bytes().to_vec()).to_vec();
+        words.extend(self.login_extensions());
+        words
     }
 
     /// A refused MAIL leaves no transaction behind: its recipients must not go to an earlier sender's message.
     fn mail(&mut self, argument: &[u8]) -> Result<Reply, End> {
         self.transaction = None;
+        if let Some(reply) = self.needs_login() {
+            return Ok(reply);
+        }
         let Some(path) = self.path(argument)? else { return Ok(reply::BAD_ADDRESS) };
         match command::declared_size(path.parameters) {
             Err(command::Malformed) => return Ok(reply::BAD_SIZE),
             Ok(Some(size)) if self.config.is_too_big(size) => return Ok(reply::TOO_BIG),
             Ok(_) => {}
+        }
+        if let (Some(submission), Some(user)) = (&self.config.access.submission, &self.standing.user)
+            && !submission.may_write_as(user, &path.address)
+        {
+            return Ok(reply::NOT_YOUR_ADDRESS);
         }
         let unwelcome = self.config.is_bad_sender(&path.address);
         self.transaction =
@@ -234,6 +314,7 @@ impl<'a, I: Source, O: Sink, Q: Queue> Session<'a, I, O, Q> {
         }
         match &self.config.relay {
             Some(suffix) => recipient.extend_from_slice(suffix),
+            None if self.standing.user.is_some() => {}
             None => match self.config.rcpthosts.allow(&recipient) {
                 Ok(true) => {}
                 Ok(false) => return Ok(reply::NOT_MY_DOMAIN),
@@ -257,6 +338,10 @@ impl<'a, I: Source, O: Sink, Q: Queue> Session<'a, I, O, Q> {
         }
         // Over with DATA, whatever becomes of it.
         let Some(transaction) = self.transaction.take() else { return Ok(reply::MAIL_FIRST) };
+        if !self.is_within_rate(transaction.count) {
+            return Ok(reply::TOO_MANY_MESSAGES);
+        }
+        let completion = self.completion();
         let submission = match self.queue.submit() {
             Ok(submission) => submission,
             Err(Outcome::Permanent(text) | Outcome::Temporary(text)) => {
@@ -266,10 +351,25 @@ impl<'a, I: Source, O: Sink, Q: Queue> Session<'a, I, O, Q> {
             Err(Outcome::Queued { .. }) => return Ok(reply::NO_QUEUE),
         };
         self.say(&reply::GO_AHEAD)?;
-        let received = self.peer.line(self.helo.as_deref(), "SMTP", date::now());
-        let mut incoming = Incoming::begin(self.config, submission, &received);
+        let received = self.peer.line(self.helo.as_deref(), self.standing.protocol(), date::now());
+        let mut incoming = Incoming::begin(self.config, submission, &received, completion);
         incoming.read(&mut self.connection)?;
         Ok(incoming.finish(&transaction.sender, transaction.recipients(), self.warn))
+    }
+
+    /// Whether the account may send to so many more.
+    fn is_within_rate(&mut self, recipients: usize) -> bool {
+        let (Some(submission), Some(user)) = (&self.config.access.submission, &self.standing.user) else {
+            return true;
+        };
+        let recipients = u32::try_from(recipients).unwrap_or(u32::MAX);
+        submission.hourly == 0 || self.around.may_send(user, recipients, submission.hourly)
+    }
+
+    /// What the header of a user's message must have.
+    fn completion(&mut self) -> Option<Completion> {
+        let submission = self.config.access.submission.as_ref()?;
+        Some(submission.completion(date::now(), &self.around.unique()?))
     }
 
     /// The address in an argument, `[IP]` of ours replaced, and what stands behind it. None when it is bad.

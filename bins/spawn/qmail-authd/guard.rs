@@ -10,7 +10,8 @@ use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Pid, getppid, setsid};
-use qmail::auth::{Secret, door};
+use qmail::auth::door::{self, Answer};
+use qmail::auth::{SIGNATURE_FD, Secret, Signature};
 use qmail::sys::process::{self, Command, End};
 use qmail::sys::signal;
 use qmail::timed::Deadline;
@@ -36,6 +37,8 @@ pub struct Session<'a> {
     pub environ: Environ,
     pub directory: Vec<u8>,
     pub parent: Pid,
+    /// Where a checker of SCRAM puts its signature.
+    pub signature: Option<&'a Signature>,
 }
 
 /// Runs the session to its end; gives the answer.
@@ -43,19 +46,20 @@ pub fn run(session: Session<'_>) -> i32 {
     // What a terminal sends to the group of qmail-authd is not meant for sessions.
     let _ = setsid();
     signal::take(Signal::SIGTERM); // nor what came for it
-    let (parent, connection) = (session.parent, session.connection);
+    let (parent, connection, signature) = (session.parent, session.connection, session.signature);
     let code = guard(session);
     if getppid() != parent {
         if crate::is_refusal(code) {
             std::thread::sleep(ORPHAN_DELAY);
         }
-        door::send_answer(connection, code);
+        let signature = signature.map(Signature::read).unwrap_or_default();
+        door::send_answer(connection, &Answer { code, signature });
     }
     code
 }
 
 fn guard(session: Session<'_>) -> i32 {
-    let Session { connection, passed, fields, program, words, environ, directory, .. } = session;
+    let Session { connection, passed, fields, program, words, environ, directory, signature, .. } = session;
     let [input, output] = passed;
     let name = words.first().map(Vec::as_slice).unwrap_or_default();
     let started = fd::pipe().and_then(|(read, write)| {
@@ -66,6 +70,10 @@ fn guard(session: Session<'_>) -> i32 {
             .descriptor(input, 0)
             .descriptor(output, 1)
             .descriptor(&read, 3);
+        let command = match signature {
+            Some(signature) => command.descriptor(signature, SIGNATURE_FD),
+            None => command,
+        };
         let pid = process::fork_child(|| {
             let _ = setsid(); // a group of its own, that can be ended whole
             log::complain(&Trouble::unable("run", name, command.exec()));

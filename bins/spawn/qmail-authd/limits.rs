@@ -8,9 +8,13 @@
 //! - *Known pairs*: an address that lately succeeded for an account is its own source there: neither what
 //!   others try from that address nor what others try at that account is counted against it.
 //!
+//! Beside it, how many recipients an account may send to in an hour. The front says the number, so it holds
+//! against users, not against a front that has been taken over.
+//!
 //! Nothing here asks for the time or does I/O. Names and passwords are kept as keyed hashes only. When a
 //! table is full, the entries that say least go.
 
+use qmail::auth::door::RateRequest;
 use qmail::sys::random;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
@@ -41,6 +45,10 @@ const KNOWN_PER_ACCOUNT: usize = 16;
 const SOURCES_MAX: usize = 4096;
 const ACCOUNTS_MAX: usize = 4096;
 const KNOWN_MAX: usize = 8192;
+const SENDERS_MAX: usize = 8192;
+
+/// Recipients are allowed by the hour.
+const HOUR: Duration = Duration::from_secs(3600);
 
 /// A number of tokens, of which one comes back each interval.
 struct Rate {
@@ -177,6 +185,7 @@ pub struct Limits {
     sources: HashMap<Source, Meter>,
     accounts: HashMap<Key, Bucket>,
     known: HashMap<(Key, Source), Known>,
+    senders: HashMap<Key, Bucket>,
     running: u32,
 }
 
@@ -189,6 +198,7 @@ impl Limits {
             sources: HashMap::new(),
             accounts: HashMap::new(),
             known: HashMap::new(),
+            senders: HashMap::new(),
             running: 0,
         })
     }
@@ -197,10 +207,30 @@ impl Limits {
     pub fn login(&self, fields: &[u8], source: Source) -> Login {
         let mut fields = fields.split(|b| *b == 0);
         let name = fields.next().unwrap_or_default();
+        let account = self.account(name);
+        Login { source, account, secret: self.hash(name, fields.next().unwrap_or_default()) }
+    }
+
+    fn account(&self, name: &[u8]) -> Key {
         let mut folded = name.trim_ascii().to_ascii_lowercase();
         folded.iter_mut().filter(|b| **b == b'%').for_each(|b| *b = b'@');
-        let account = self.hash(&folded, b"");
-        Login { source, account, secret: self.hash(name, fields.next().unwrap_or_default()) }
+        self.hash(&folded, b"")
+    }
+
+    /// Whether an account may send to so many recipients; if so they are counted. One message with more than an
+    /// hour's recipients never may.
+    pub fn may_send(&mut self, request: &RateRequest, now: Instant) -> bool {
+        let rate = Rate { size: request.hourly, interval: HOUR / request.hourly.max(1) };
+        let account = self.account(&request.account);
+        if !self.senders.contains_key(&account) {
+            make_room(&mut self.senders, SENDERS_MAX, |bucket| bucket.full_at);
+        }
+        let bucket = self.senders.entry(account).or_insert(Bucket { full_at: now });
+        let may = bucket.used(&rate, now).saturating_add(request.recipients) <= rate.size;
+        if may {
+            bucket.full_at = bucket.full_at.max(now) + rate.interval * request.recipients;
+        }
+        may
     }
 
     fn hash(&self, first: &[u8], second: &[u8]) -> Key {
@@ -366,6 +396,21 @@ mod tests {
             let ticket = self.check(name, "right", ip);
             self.limits.settle(ticket, Outcome::Accepted, self.now);
         }
+    }
+
+    #[test]
+    fn an_account_sends_to_so_many_an_hour() {
+        let (mut limits, start) = (Limits::new().unwrap(), Instant::now());
+        let ask = |name: &[u8], recipients| RateRequest { recipients, hourly: 100, account: name.to_vec() };
+        assert!(limits.may_send(&ask(b"joe", 60), start));
+        assert!(!limits.may_send(&ask(b"JOE ", 41), start));
+        assert!(limits.may_send(&ask(b"joe", 40), start));
+        assert!(!limits.may_send(&ask(b"joe", 1), start));
+        assert!(limits.may_send(&ask(b"jim", 100), start));
+        assert!(limits.may_send(&ask(b"joe", 1), start + Duration::from_secs(37)));
+        assert!(!limits.may_send(&ask(b"joe", 1), start + Duration::from_secs(38)));
+        assert!(!limits.may_send(&ask(b"joe", 101), start + HOUR * 3));
+        assert!(limits.may_send(&ask(b"joe", 100), start + HOUR * 3));
     }
 
     #[test]

@@ -34,8 +34,9 @@ use nix::sys::socket::{
 };
 use nix::sys::stat::{Mode, fstat, umask};
 use nix::unistd::{Gid, Pid, Uid};
-use qmail::auth::door::{self, Received, Request};
+use qmail::auth::door::{self, Answer, Received, Request};
 use qmail::auth::services::{self, Service};
+use qmail::auth::{SIGNATURE_FD, SIGNATURE_VARIABLE, Signature};
 use qmail::environ::{self, Environ};
 use qmail::home::Home;
 use qmail::sys::process::{self, End};
@@ -221,7 +222,7 @@ enum Stage {
     /// Wants a check.
     Waiting { asked: Box<Asked>, until: Instant },
     /// Its child is at work.
-    Running { pid: Pid, ticket: Ticket, attempt: Attempt, since: Instant },
+    Running { pid: Pid, ticket: Ticket, attempt: Attempt, since: Instant, signature: Option<Signature> },
     /// It has been decided, and will be told later.
     Held { code: i32, until: Instant },
 }
@@ -346,13 +347,13 @@ impl Server {
         let uid = Uid::from_raw(peer.uid());
         let qmaild = self.home.ids().role("qmaild").is_some_and(|qmaild| qmaild.uid == uid);
         if !(uid.is_root() || uid == self.us || qmaild) {
-            door::send_answer(&connection, exits::TEMPORARY);
+            door::send_answer(&connection, &Answer::of(exits::TEMPORARY));
             self.ended.push(connection);
             return log::complain(&Trouble::temporary(format!("refused a connection by uid {uid}")));
         }
         let own = self.fronts.iter().filter(|front| front.uid == uid).count();
         if own >= PER_UID_MAX && uid != self.us {
-            door::send_answer(&connection, exits::TEMPORARY);
+            door::send_answer(&connection, &Answer::of(exits::TEMPORARY));
             self.ended.push(connection);
             return log::complain(&Trouble::temporary(format!("too many logins at once by uid {uid}")));
         }
@@ -368,10 +369,15 @@ impl Server {
                 Ok(Received::Request(request, input, output)) => {
                     self.take(connection, request, input, output)
                 }
+                Ok(Received::Rate(rate)) => {
+                    let may = self.limits.may_send(&rate, now);
+                    door::send_answer(connection, &Answer::of(if may { exits::SUCCESS } else { REFUSED }));
+                    None
+                }
                 Ok(Received::End) => None,
                 Err(Errno::EAGAIN | Errno::EINTR) => Some(stage),
                 wrong => {
-                    door::send_answer(connection, exits::TEMPORARY);
+                    door::send_answer(connection, &Answer::of(exits::TEMPORARY));
                     log::complain(&Trouble::temporary(format!("uid {uid} sent what is no request")));
                     if let Ok(Received::Wrong(passed)) = wrong {
                         self.ended.extend(passed);
@@ -386,20 +392,20 @@ impl Server {
                 None
             }
             Stage::Waiting { asked, until } if now >= until => {
-                door::send_answer(connection, exits::TEMPORARY);
+                door::send_answer(connection, &Answer::of(exits::TEMPORARY));
                 asked.attempt.end("late");
                 self.dismiss(asked);
                 None
             }
             Stage::Held { code, until } if now >= until => {
-                door::send_answer(connection, code);
+                door::send_answer(connection, &Answer::of(code));
                 None
             }
-            Stage::Running { pid, mut ticket, attempt, since } => {
+            Stage::Running { pid, mut ticket, attempt, since, signature } => {
                 if now.saturating_duration_since(since) >= CHECK {
                     self.limits.release(&mut ticket);
                 }
-                Some(Stage::Running { pid, ticket, attempt, since })
+                Some(Stage::Running { pid, ticket, attempt, since, signature })
             }
             stage => Some(stage),
         }
@@ -432,7 +438,7 @@ impl Server {
         };
         Attempt::new(word, &name, address).end(result);
         self.ended.extend([input, output]);
-        door::send_answer(connection, answer);
+        door::send_answer(connection, &Answer::of(answer));
         None
     }
 
@@ -444,12 +450,13 @@ impl Server {
                 |front: &Front| matches!(front.stage, Stage::Running { pid: child, .. } if child == pid);
             let Some(at) = self.fronts.iter().position(is_its) else { continue };
             let Front { connection, uid, stage } = self.fronts.remove(at);
-            let Stage::Running { ticket, attempt, since, .. } = stage else { continue };
+            let Stage::Running { ticket, attempt, since, signature, .. } = stage else { continue };
             let code = match end {
                 End::Exit(code) => code,
                 End::Crash(_) => exits::TEMPORARY,
             };
-            let stage = self.settle(&connection, code, ticket, &attempt, since);
+            let signature = signature.map(|signature| signature.read()).unwrap_or_default();
+            let stage = self.settle(&connection, Answer { code, signature }, ticket, &attempt, since);
             self.keep(connection, uid, stage);
         }
     }
@@ -458,11 +465,12 @@ impl Server {
     fn settle(
         &mut self,
         connection: &OwnedFd,
-        code: i32,
+        answer: Answer,
         ticket: Ticket,
         attempt: &Attempt,
         since: Instant,
     ) -> Option<Stage> {
+        let code = answer.code;
         let now = Instant::now();
         let was_session = now.saturating_duration_since(since) >= SESSION;
         let gone = has_left(connection);
@@ -484,7 +492,7 @@ impl Server {
         if is_refusal(code) && !was_session && !gone {
             return Some(Stage::Held { code, until: now + delay });
         }
-        door::send_answer(connection, code);
+        door::send_answer(connection, &answer);
         None
     }
 
@@ -520,7 +528,7 @@ impl Server {
                 let same = waiting.iter().filter(|login| login.is_of_same_account(&asked.login)).count();
                 if waiting.len() >= WAITING_MAX || same >= WAITING_PER_ACCOUNT_MAX {
                     asked.attempt.end("too many wait");
-                    door::send_answer(connection, exits::TEMPORARY);
+                    door::send_answer(connection, &Answer::of(exits::TEMPORARY));
                     self.dismiss(asked);
                     return None;
                 }
@@ -535,7 +543,22 @@ impl Server {
         let Asked { mut request, input, output, service, attempt, .. } = asked;
         let parent = nix::unistd::getpid();
         let mut fields = std::mem::take(&mut request.fields);
-        let (program, environ) = (program_path(&self.home, &service), environment(&self.home, &request));
+        let signature = match Signature::wanted(&fields) {
+            Ok(signature) => signature,
+            Err(errno) => {
+                self.limits.settle(ticket, Outcome::Neither, Instant::now());
+                attempt.end("temporary 111");
+                door::send_answer(connection, &Answer::of(exits::TEMPORARY));
+                self.ended.extend([input, output]);
+                pause("make a file", errno);
+                return None;
+            }
+        };
+        let program = program_path(&self.home, &service);
+        let mut environ = environment(&self.home, &request);
+        if signature.is_some() {
+            environ.set(SIGNATURE_VARIABLE, SIGNATURE_FD.to_string());
+        }
         let directory = self.home.path("");
         let passed = [input, output];
         let forked = match fd::pipe() {
@@ -560,6 +583,7 @@ impl Server {
                         environ,
                         directory,
                         parent,
+                        signature: signature.as_ref(),
                     })
                 });
                 // As long as we have them all, none of these closes was the last one.
@@ -570,11 +594,11 @@ impl Server {
         };
         drop(fields);
         match forked {
-            Ok(pid) => Some(Stage::Running { pid, ticket, attempt, since: Instant::now() }),
+            Ok(pid) => Some(Stage::Running { pid, ticket, attempt, since: Instant::now(), signature }),
             Err((errno, passed)) => {
                 self.limits.settle(ticket, Outcome::Neither, Instant::now());
                 attempt.end("temporary 111");
-                door::send_answer(connection, exits::TEMPORARY);
+                door::send_answer(connection, &Answer::of(exits::TEMPORARY));
                 self.ended.extend(passed);
                 pause("fork", errno);
                 None
@@ -587,8 +611,8 @@ impl Server {
         for front in &self.fronts {
             match front.stage {
                 Stage::Running { .. } => {}
-                Stage::Held { code, .. } => door::send_answer(&front.connection, code),
-                _ => door::send_answer(&front.connection, exits::TEMPORARY),
+                Stage::Held { code, .. } => door::send_answer(&front.connection, &Answer::of(code)),
+                _ => door::send_answer(&front.connection, &Answer::of(exits::TEMPORARY)),
             }
         }
     }

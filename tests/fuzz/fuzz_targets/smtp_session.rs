@@ -191,6 +191,7 @@ impl Decided {
             relay: self.relay.then(|| SUFFIX.to_vec()),
             rcpthosts: if self.listed { RcptHosts::of(set(&HOSTS)) } else { RcptHosts::default() },
             badmailfrom: if self.badmailfrom { set(&BAD_SENDERS) } else { Set::default() },
+            access: Default::default(),
             localiphost: self.localip.then(|| LOCAL_NAME.to_vec()),
         }
     }

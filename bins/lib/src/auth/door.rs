@@ -2,15 +2,16 @@
 //!
 //! The client connects, sees by SO_PEERCRED that the server is the one who may know passwords, and sends
 //! one packet: two descriptors (the connection it serves) and a request. It waits, however long a session
-//! may take, for one byte: the exit code of the checker, or of the program that the checker became. The
-//! end of the connection without it is a temporary failure.
+//! may take, for one byte: the exit code of the checker, or of the program that the checker became; behind it,
+//! where the mechanism is SCRAM, what the checker said of the server's signature. The end of the connection
+//! without it is a temporary failure.
 //!
 //! A request is `1`, then the bytes for descriptor 3 (length of 4 bytes), the words that select a service
 //! (a count of 1 byte, each with a length of 2), and variables (a count of 1 byte; each a name with a length
 //! of 1 and a value with a length of 2). Lengths are big-endian; nothing follows.
 #![forbid(unsafe_code)]
 
-use crate::auth::{Secret, wipe};
+use crate::auth::{SIGNATURE_MAX, Secret, wipe};
 use crate::exits;
 use crate::home::Home;
 use crate::timed::Deadline;
@@ -46,7 +47,7 @@ pub const VALUE_MAX: usize = 1024;
 pub const REQUEST_MAX: usize = FIELDS_MAX + 16 * 1024;
 
 /// The variables that go with a login, and no others: what the UCSPI launchers say about the connection.
-pub const NAMES: [&str; 11] = [
+pub const NAMES: [&str; 19] = [
     "PROTO",
     "TCPLOCALIP",
     "TCPLOCALPORT",
@@ -58,10 +59,21 @@ pub const NAMES: [&str; 11] = [
     "SSL_PROTOCOL",
     "SSL_CIPHER",
     "SSL_TLS_SNI_HOSTNAME",
+    "TLS_PROTOCOL",
+    "TLS_CIPHER",
+    "TLS_SERVER_NAME",
+    "TLS_CLIENT_VERIFIED",
+    "TLS_CLIENT_SUBJECT",
+    "TLS_CLIENT_EMAIL",
+    "TLS_CLIENT_DNS",
+    "TLS_CLIENT_FINGERPRINT",
 ];
 
-/// The only request there is; another protocol would start with another byte.
+/// The first byte of a login; another protocol would start with another one.
 const HELLO: u8 = b'1';
+
+/// The first byte of a question about an account's rate.
+const RATE: u8 = b'2';
 
 /// How long a client tries a missing or refusing socket: qmail-authd may just be starting again.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -95,6 +107,17 @@ impl Request {
             .filter(|(_, value)| value.len() <= VALUE_MAX)
             .collect();
         Request { fields, words: words.to_vec(), environ }
+    }
+
+    /// The same; a variable of `more` counts before one of this process.
+    pub fn with(fields: Secret, words: &[Vec<u8>], more: &[(Vec<u8>, Vec<u8>)]) -> Request {
+        let mut request = Request::new(fields, words);
+        let known = |name: &[u8]| NAMES.iter().any(|known| known.as_bytes() == name);
+        for (name, value) in more.iter().filter(|(name, value)| known(name) && value.len() <= VALUE_MAX) {
+            request.environ.retain(|(earlier, _)| earlier != name);
+            request.environ.push((name.clone(), value.clone()));
+        }
+        request
     }
 
     /// As it is sent; None when it is more than a server takes.
@@ -159,6 +182,30 @@ impl Request {
     }
 }
 
+/// May this account send to so many recipients now?
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RateRequest {
+    pub recipients: u32,
+    /// So many are allowed an hour; at least one.
+    pub hourly: u32,
+    pub account: Vec<u8>,
+}
+
+impl RateRequest {
+    pub fn encode(&self) -> Vec<u8> {
+        let numbers = [self.recipients.to_be_bytes(), self.hourly.to_be_bytes()].concat();
+        [&[RATE], numbers.as_slice(), &self.account].concat()
+    }
+
+    pub fn parse(packet: &[u8]) -> Option<RateRequest> {
+        let mut rest = packet.strip_prefix(&[RATE])?;
+        let recipients = u32::from_be_bytes(take(&mut rest, 4)?.try_into().ok()?);
+        let hourly = u32::from_be_bytes(take(&mut rest, 4)?.try_into().ok()?);
+        let fits = hourly > 0 && (1..=WORD_MAX).contains(&rest.len()) && !rest.contains(&0);
+        fits.then(|| RateRequest { recipients, hourly, account: rest.to_vec() })
+    }
+}
+
 fn take<'a>(rest: &mut &'a [u8], n: usize) -> Option<&'a [u8]> {
     let (taken, left) = rest.split_at_checked(n)?;
     *rest = left;
@@ -172,9 +219,24 @@ fn text<'a>(rest: &mut &'a [u8], max: usize) -> Option<&'a [u8]> {
     (taken.len() <= max && !taken.contains(&0)).then_some(taken)
 }
 
-/// Hands a login over, with the connection it is for, and waits until checker or program have ended: the
-/// exit code. Every trouble is temporary and in words for a log. The password is not kept while it waits.
-pub fn ask(home: &Home, request: Request, input: impl AsFd, output: impl AsFd) -> Result<i32, Trouble> {
+/// What became of a login.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// The exit code of the checker, or of the program behind it.
+    pub code: i32,
+    /// For SCRAM, what the checker said of the server's signature, in base64.
+    pub signature: Vec<u8>,
+}
+
+impl Answer {
+    pub fn of(code: i32) -> Answer {
+        Answer { code, signature: Vec::new() }
+    }
+}
+
+/// Hands a login over, with the connection it is for, and waits until checker or program have ended. Every
+/// trouble is temporary and in words for a log. The password is not kept while it waits.
+pub fn ask(home: &Home, request: Request, input: impl AsFd, output: impl AsFd) -> Result<Answer, Trouble> {
     let connection = connect_patiently(home).map_err(|e| Trouble::unable("connect to", SOCKET, e))?;
     // `run` belongs to qmailq: whoever can put another socket there must not be told a password.
     let peer = getsockopt(&connection, sockopt::PeerCredentials)
@@ -182,8 +244,43 @@ pub fn ask(home: &Home, request: Request, input: impl AsFd, output: impl AsFd) -
     if Uid::from_raw(peer.uid()) != server(home) {
         return Err(Trouble::temporary(format!("refusing {SOCKET}: it is served by uid {}", peer.uid())));
     }
+    ask_at(&connection, request, input, output)
+}
+
+/// Whether the account may send; None when nobody is there to tell.
+pub fn may_send(home: &Home, request: &RateRequest) -> Option<bool> {
+    let connection = connect_with(home, SockFlag::empty()).ok()?;
+    may_send_at(&connection, request)
+}
+
+pub(super) fn may_send_at(connection: &OwnedFd, request: &RateRequest) -> Option<bool> {
+    let limit = nix::sys::time::TimeVal::new(CONNECT_SECONDS, 0);
+    setsockopt(connection, sockopt::ReceiveTimeout, &limit).ok()?;
+    send(connection.as_raw_fd(), &request.encode(), MsgFlags::MSG_NOSIGNAL).ok()?;
+    let mut answer = [0u8; 1];
+    let got = loop {
+        match recv(connection.as_raw_fd(), &mut answer, MsgFlags::empty()) {
+            Err(Errno::EINTR) => {}
+            result => break result,
+        }
+    };
+    let _ = setsockopt(connection, sockopt::ReceiveTimeout, &nix::sys::time::TimeVal::new(0, 0));
+    match (got, answer) {
+        (Ok(1), [0]) => Some(true),
+        (Ok(1), [1]) => Some(false),
+        _ => None,
+    }
+}
+
+/// The same over a connection that is there already.
+pub(super) fn ask_at(
+    connection: &OwnedFd,
+    request: Request,
+    input: impl AsFd,
+    output: impl AsFd,
+) -> Result<Answer, Trouble> {
     let mut packet = request.encode().ok_or_else(|| Trouble::temporary("more words than a service has"))?;
-    let sent = send_packet(&connection, &packet, input, output);
+    let sent = send_packet(connection, &packet, input, output);
     wipe(&mut packet);
     drop(request);
     match sent {
@@ -191,10 +288,12 @@ pub fn ask(home: &Home, request: Request, input: impl AsFd, output: impl AsFd) -
         Ok(()) | Err(Errno::EPIPE | Errno::ECONNRESET) => {}
         Err(errno) => return Err(Trouble::unable("write to", SOCKET, errno)),
     }
-    let mut answer = [0u8; 1];
+    let mut answer = [0u8; 1 + SIGNATURE_MAX];
     loop {
-        match recv(connection.as_raw_fd(), &mut answer, MsgFlags::empty()) {
-            Ok(1) => return Ok(i32::from(u8::from_be_bytes(answer))),
+        match recv(connection.as_raw_fd(), &mut answer, MsgFlags::empty()).map(|n| answer.get(..n)) {
+            Ok(Some([code, signature @ ..])) => {
+                return Ok(Answer { code: i32::from(*code), signature: signature.to_vec() });
+            }
             Err(Errno::EINTR) => {}
             Ok(_) | Err(_) => {
                 return Err(Trouble::temporary(format!("{SOCKET} was closed without an answer")));
@@ -275,6 +374,8 @@ fn send_packet(
 pub enum Received {
     /// A request with its two descriptors (in, out).
     Request(Request, OwnedFd, OwnedFd),
+    /// A question about a rate.
+    Rate(RateRequest),
     /// Anything else, with what was passed.
     Wrong(Vec<OwnedFd>),
     /// Nothing; it has left.
@@ -289,8 +390,17 @@ pub fn receive(connection: impl AsFd) -> Result<Received, Errno> {
         Ok(received) if received.whole => packet.get(..received.bytes).and_then(Request::parse),
         _ => None,
     };
+    let rate = match &received {
+        Ok(received) if received.whole && received.passed.is_empty() => {
+            packet.get(..received.bytes).and_then(RateRequest::parse)
+        }
+        _ => None,
+    };
     wipe(&mut packet);
     let received = received?;
+    if let Some(rate) = rate {
+        return Ok(Received::Rate(rate));
+    }
     Ok(match (request, <[OwnedFd; 2]>::try_from(received.passed)) {
         (Some(request), Ok([input, output])) => Received::Request(request, input, output),
         (None, Err(passed)) if received.bytes == 0 && passed.is_empty() && received.whole => Received::End,
@@ -300,10 +410,12 @@ pub fn receive(connection: impl AsFd) -> Result<Received, Errno> {
 }
 
 /// The server's last word. Never waits: the answer fits the socket's buffer, or nobody reads it.
-pub fn send_answer(connection: impl AsFd, code: i32) {
-    let answer = [u8::try_from(code).unwrap_or(exits::TEMPORARY as u8)];
+pub fn send_answer(connection: impl AsFd, answer: &Answer) {
+    let code = u8::try_from(answer.code).unwrap_or(exits::TEMPORARY as u8);
+    let signature = answer.signature.get(..answer.signature.len().min(SIGNATURE_MAX)).unwrap_or_default();
+    let packet = [&[code], signature].concat();
     let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
-    let _ = send(connection.as_fd().as_raw_fd(), &answer, flags);
+    let _ = send(connection.as_fd().as_raw_fd(), &packet, flags);
 }
 
 #[cfg(test)]
@@ -330,6 +442,24 @@ mod tests {
             assert_eq!(Request::parse(whole.get(..n).unwrap()), None, "{n}");
         }
         assert_eq!(Request::parse(&[whole.as_slice(), b"x"].concat()), None);
+    }
+
+    #[test]
+    fn a_question_about_a_rate_arrives_whole_or_not_at_all() {
+        let request = RateRequest { recipients: 3, hourly: 100, account: b"joe".to_vec() };
+        let whole = request.encode();
+        assert_eq!(RateRequest::parse(&whole), Some(request.clone()));
+        for n in 0..10 {
+            assert_eq!(RateRequest::parse(whole.get(..n).unwrap_or_default()), None);
+        }
+        assert_eq!(Request::parse(&whole), None);
+        for wrong in [
+            RateRequest { hourly: 0, ..request.clone() },
+            RateRequest { account: b"a\0b".to_vec(), ..request.clone() },
+            RateRequest { account: vec![b'a'; WORD_MAX + 1], ..request },
+        ] {
+            assert_eq!(RateRequest::parse(&wrong.encode()), None);
+        }
     }
 
     #[test]

@@ -28,11 +28,13 @@ pub enum Verb {
     Vrfy,
     Help,
     Quit,
+    Auth,
+    Starttls,
     /// A word that means nothing to us.
     Unknown,
 }
 
-const VERBS: [(&[u8], Verb); 10] = [
+const VERBS: [(&[u8], Verb); 12] = [
     (b"helo", Verb::Helo),
     (b"ehlo", Verb::Ehlo),
     (b"mail", Verb::Mail),
@@ -43,6 +45,8 @@ const VERBS: [(&[u8], Verb); 10] = [
     (b"vrfy", Verb::Vrfy),
     (b"help", Verb::Help),
     (b"quit", Verb::Quit),
+    (b"auth", Verb::Auth),
+    (b"starttls", Verb::Starttls),
 ];
 
 /// A command line taken apart.

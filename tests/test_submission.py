@@ -1,0 +1,175 @@
+"""Submission: qmail-smtpd with SUBMISSION in its environment. Logins first, senders of the account, whole headers, a rate."""
+
+import os
+import re
+import shutil
+import smtplib
+import unittest
+
+from tests import checkers, harness, logins
+from tests.checkers import plain
+from tests.harness import Home, Line, dialogue
+from tests.test_smtp_auth import CAPTURE
+from tests.tlsfront import Front
+
+HOME = None
+
+
+def setUpModule():
+    global HOME
+    HOME = Home()
+    unittest.addModuleCleanup(HOME.__exit__)
+    HOME.write("capture.sh", CAPTURE, 0o755)
+    HOME.write("bin/checker", checkers.script(HOME.file("kept")), 0o755)
+    HOME.control("locals", "test.example\nother.example\n")
+    HOME.control("idhost", "id.example\n")
+
+
+class Submission(unittest.TestCase):
+    def setUp(self):
+        self.home, self.kept = HOME, HOME.file("kept")
+        shutil.rmtree(self.kept, ignore_errors=True)
+        os.mkdir(self.kept)
+        if os.geteuid() == 0:
+            os.chown(self.kept, *harness.owner()[1:])
+        HOME.control("authinsecure", "1\n")
+        HOME.control("submissionsenders", "")
+
+    def env(self, **more):
+        return {**HOME.env, "QMAILQUEUE": HOME.file("capture.sh"), "CAPTURE_DIR": self.kept, "TCPREMOTEIP": "192.0.2.7",
+                "SUBMISSION": "1", **more}
+
+    def start(self, **env):
+        line = Line.start(["qmail-smtpd", "checker", "true"], self.env(**env))
+        self.addCleanup(line.close)
+        line.expect("220 test.example ESMTP")
+        return line
+
+    def log_in(self, name="joe", password="secret", **env):
+        line = self.start(**env)
+        dialogue(line, f"C: AUTH PLAIN {plain(name, password)}\nS: 235 ok, go ahead")
+        return line
+
+    def test_no_mail_without_a_login(self):
+        dialogue(self.start(RELAYCLIENT=""), """
+            C: MAIL FROM:<joe@test.example>
+            S: 530 authentication required (#5.7.0)
+            C: RCPT TO:<x@elsewhere.example>
+            S: 503 MAIL first (#5.5.1)
+            C: DATA
+            S: 503 MAIL first (#5.5.1)
+        """)
+        line = Line.start(["qmail-smtpd"], self.env())
+        self.addCleanup(line.close)
+        dialogue(line, "S: 220 ...\nC: MAIL FROM:<a@b>\nS: 530 authentication required (#5.7.0)")
+
+    def test_where_tls_is_to_be_had_it_comes_first(self):
+        HOME.control("authinsecure", "0\n")
+        with Front(["qmail-smtpd", "checker", "true"], self.env()) as front:
+            with Line.connect(front.port) as line:
+                dialogue(line, """
+                    S: 220 ...
+                    C: MAIL FROM:<joe@test.example>
+                    S: 530 must issue a STARTTLS command first (#5.7.0)
+                """)
+            with smtplib.SMTP("127.0.0.1", front.port, timeout=harness.TIMEOUT) as client:
+                client.starttls(context=front.client_context())
+                self.assertEqual(client.mail("joe@test.example"), (530, b"authentication required (#5.7.0)"))
+                client.login("joe", "secret")
+                client.sendmail("joe@test.example", ["x@elsewhere.example"], "Subject: x\n\nhi\n")
+        self.assertIn(b" with ESMTPSA; ", checkers.read(self.kept, "message"))
+
+    def test_the_sender_is_one_of_the_account(self):
+        HOME.control("submissionsenders", "joe:sales@example.net @example.com\n")
+        line = self.log_in()
+        for sender, taken in (("joe@test.example", True), ("Joe@Other.Example", True), ("joe-list@test.example", True), ("", True),
+                              ("sales@example.net", True), ("who@example.com", True), ("ann@test.example", False),
+                              ("joe@elsewhere.example", False), ("joey@test.example", False), ("x@sub.example.com", False)):
+            line.send(f"MAIL FROM:<{sender}>\r\n")
+            line.expect("250 ok" if taken else "553 sorry, that sender address is not one of your account (#5.7.1)")
+            line.send("RCPT TO:<x@elsewhere.example>\r\n")
+            line.expect("250 ok" if taken else "503 MAIL first (#5.5.1)")
+        line = self.log_in("jim@example.net", "pa ss,wo=rd")
+        dialogue(line, """
+            C: MAIL FROM:<jim@example.net>
+            S: 250 ok
+            C: MAIL FROM:<jim@test.example>
+            S: 553 ...
+        """)
+
+    def send(self, message):
+        line = self.log_in()
+        dialogue(line, """
+            C: MAIL FROM:<joe@test.example>
+            S: 250 ok
+            C: RCPT TO:<x@elsewhere.example>
+            S: 250 ok
+            C: DATA
+            S: 354 go ahead
+        """)
+        line.send(message.replace("\n", "\r\n") + ".\r\n")
+        line.expect("250 ok ...")
+        line.close()
+        text = checkers.read(self.kept, "message").decode()
+        received, _, rest = text.partition(" -0000\n")
+        self.assertTrue(received.startswith("Received: from "), received)
+        return rest
+
+    DATE = r"Date: \d+ [A-Z][a-z][a-z] \d{4} \d\d:\d\d:\d\d -0000\n"
+    ID = r"Message-ID: <\d{14}\.[0-9a-f]{48}\.qmail@id\.example>\n"
+
+    def test_date_and_message_id_are_added_where_they_are_missing(self):
+        self.assertRegex(self.send("Subject: x\n\nhi\n"), f"^Subject: x\n{self.DATE}{self.ID}\nhi\n$")
+        self.assertRegex(self.send("Subject: x\n"), f"^Subject: x\n{self.DATE}{self.ID}$")
+        self.assertRegex(self.send("date: mine\nSubject: x\n\nDate: body\n"), f"^date: mine\nSubject: x\n{self.ID}\nDate: body\n$")
+        whole = "Message-ID: <a@b>\nDate: mine\nTo: x,\n Date: y\n\nhi\n"
+        self.assertEqual(self.send(whole), whole)
+        ids = {re.search(self.ID, self.send("A: b\n\n")).group() for _ in range(2)}
+        self.assertEqual(len(ids), 2)
+
+    def test_a_large_message_passes_as_it_is(self):
+        body = "".join(f"{n}: some line of the body\n" for n in range(50000))
+        self.assertTrue(self.send("Date: d\nMessage-ID: <a@b>\n\n" + body).endswith("\n\n" + body))
+
+
+class Rate(logins.InAHome):
+    """The books of an account's recipients are qmail-authd's."""
+
+    def setUp(self):
+        super().setUp()
+        self.kept = self.home.file("kept")
+        os.mkdir(self.kept)
+        if os.geteuid() == 0:
+            os.chown(self.kept, *harness.owner()[1:])
+        self.home.write("capture.sh", CAPTURE, 0o755)
+        self.home.write("bin/checker", checkers.script(self.kept), 0o755)
+        self.home.control("authinsecure", "1\n")
+        self.home.control("submissionrate", "3\n")
+
+    def send(self, recipients, expected, queue=True, name="joe", password="secret"):
+        env = {**self.home.env, "CAPTURE_DIR": self.kept, "SUBMISSION": "1"}
+        if queue:
+            env["QMAILQUEUE"] = self.home.file("capture.sh")
+        with Line.start(["qmail-smtpd", "checker", "true"], env) as line:
+            sender = name if "@" in name else name + "@test.example"
+            dialogue(line, f"S: 220 ...\nC: AUTH PLAIN {plain(name, password)}\nS: 235 ...\nC: MAIL FROM:<{sender}>\nS: 250 ...")
+            for n in range(recipients):
+                dialogue(line, f"C: RCPT TO:<r{n}@test.example>\nS: 250 ok")
+            dialogue(line, f"C: DATA\nS: {expected}")
+
+    def test_recipients_of_an_hour_are_counted_by_account(self):
+        self.send(2, "354 go ahead")
+        self.send(2, "450 sorry, your account has sent too much within the hour (#4.7.1)")
+        self.send(1, "354 go ahead")
+        self.send(1, "450 ...")
+        self.send(3, "354 go ahead", name="jim@example.net", password="pa ss,wo=rd")
+        self.send(1, "450 ...", queue=False)
+        self.home.control("submissionrate", "0\n")
+        self.send(1, "354 go ahead")
+        self.home.control("submissionrate", "3\n")
+        self.authd.stop()
+        self.send(1, "354 go ahead")
+
+
+if __name__ == "__main__":
+    unittest.main()
