@@ -70,6 +70,12 @@ fn values(mut rest: &[u8]) -> impl Iterator<Item = Value<'_>> {
     std::iter::from_fn(move || take(&mut rest))
 }
 
+/// What is in a sequence, which is all there is.
+pub fn content(mut der: &[u8]) -> Option<&[u8]> {
+    let content = expect(&mut der, SEQUENCE)?;
+    der.is_empty().then_some(content)
+}
+
 /// The fields, as they stand in the certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Certificate<'a> {

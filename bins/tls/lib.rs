@@ -8,3 +8,4 @@ pub mod link;
 pub mod relay;
 pub mod session;
 pub mod store;
+pub mod verdict;

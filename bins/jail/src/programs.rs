@@ -22,6 +22,7 @@ pub const PROGRAMS: &str = "the directory that the home's programs really lie in
 pub const TARGET: &str = "the directories of the files named";
 pub const QUEUE: &str = "the queue";
 pub const FILE: &str = "the file named";
+pub const AUTHORITIES: &str = "the directories of the files of authorities";
 pub const RESOLVER: &str = "the directory that /etc/resolv.conf really lies in";
 
 const fn place(at: Where, may: Access) -> Place {
@@ -110,6 +111,19 @@ pub static TLSSERVER_SESSION: Profile = Profile::jail("tlsserver", "`-T`, the ke
     .part("the process that speaks TLS, one a connection")
     .network(Network::Local("the connection; the program; the process that has the keys"))
     .calls(&[&RUN, &TALK, &WAIT]);
+
+pub static TLSCLIENT: Profile = Profile::limits("tlsclient", "qmailr", "its arguments");
+
+pub static TLSCLIENT_SERVER: Profile = Profile::jail("tlsclient", "qmailr")
+    .part("the child that stays")
+    .files(&[own(&[place(Home("control"), READ | LINKS), place(Given(AUTHORITIES), READ)])])
+    .network(Network::Local("connections that are handed over"))
+    .forks();
+
+pub static TLSCLIENT_SESSION: Profile = Profile::jail("tlsclient", "qmailr")
+    .part("the process that speaks TLS, one a connection")
+    .network(Network::Local("the connection; who asked for it"))
+    .calls(&[&RUN, &TALK]);
 
 pub static TLSCERT: Profile = Profile::jail("tlscert", "root, or the owner")
     .files(&[own(&[place(Given(TARGET), READ | LIST | WRITE | CREATE | UNLINK | MKDIR | RMDIR)])]);
@@ -451,6 +465,9 @@ pub static ALL: &[&Profile] = &[
     &TLSSERVER_KEEPER,
     &TLSSERVER_SESSION,
     &TLSCERT,
+    &TLSCLIENT,
+    &TLSCLIENT_SERVER,
+    &TLSCLIENT_SESSION,
     &QMAIL_SMTPD,
     &QMAIL_SMTPD_READY,
     &QMAIL_SMTPD_OWN,

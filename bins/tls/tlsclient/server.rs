@@ -1,0 +1,101 @@
+//! The child that stays: gives each connection to a process of its own, so that what one peer says never
+//! meets what another does.
+
+use crate::connection;
+use jail::{Jail, programs};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags};
+use nix::sys::signal::Signal;
+use qmail::home::Home;
+use qmail::sys::{descriptor, process, signal};
+use qmail::{environ, exits, fd};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+use tls::verdict::DEMANDS_MAX;
+
+/// Connections at once: more than qmail-rspawn has. More wait in the socket.
+const CHILDREN_MAX: usize = 1000;
+
+/// After a fork that the system had no room for.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Where systems keep the authorities that they trust.
+const SYSTEMS: [&str; 5] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+    "/usr/local/share/certs/ca-root-nss.crt",
+];
+
+/// Files that connections need.
+pub struct Files {
+    /// Authorities, the first that is there.
+    pub authorities: Vec<Vec<u8>>,
+    /// Certificates of ours.
+    pub certificates: Vec<u8>,
+}
+
+impl Files {
+    fn of(home: &Home) -> Files {
+        let set = environ::get("SSL_CERT_FILE").filter(|path| !path.is_empty());
+        let systems = SYSTEMS.iter().map(|path| path.as_bytes().to_vec());
+        let authorities = set.into_iter().chain([home.path("control/tlsca")]).chain(systems).collect();
+        Files { authorities, certificates: home.path("control/tls") }
+    }
+}
+
+/// Answers until nobody can ask any more.
+pub fn run(home: &Home, ours: &OwnedFd) -> i32 {
+    signal::defaults();
+    signal::ignore(&[Signal::SIGPIPE]);
+    fd::give_up_standard();
+    descriptor::close_others(&[ours.as_fd()]);
+    signal::catch(&[Signal::SIGCHLD]);
+    let files = Files::of(home);
+    let mut jail = Jail::of(&programs::TLSCLIENT_SERVER).home(home);
+    for file in &files.authorities {
+        // The directory, for the file may be replaced; where it really lies, for it may be a link.
+        for place in [jail::parent(file), jail::home_of(file)] {
+            jail = jail.place(programs::AUTHORITIES, place);
+        }
+    }
+    if jail.close().is_err() {
+        return exits::TEMPORARY; // who asks gets no answer, and waits with its mail
+    }
+    let mut children = 0usize;
+    loop {
+        while process::reap().is_some() {
+            children = children.saturating_sub(1);
+        }
+        let full = children >= CHILDREN_MAX;
+        let mut fds = [PollFd::new(ours.as_fd(), PollFlags::POLLIN)];
+        match signal::wait(if full { &mut [] } else { &mut fds }, None) {
+            Ok(_) if !full => {}
+            Ok(_) | Err(Errno::EINTR) => continue,
+            Err(_) => return exits::TEMPORARY,
+        }
+        let mut packet = vec![0; DEMANDS_MAX];
+        let received = match fd::receive(ours, &mut packet) {
+            Err(Errno::EINTR | Errno::EAGAIN) => continue,
+            Err(_) => return exits::TEMPORARY,
+            Ok(received) => received,
+        };
+        if received.bytes == 0 && received.passed.is_empty() {
+            return exits::SUCCESS; // nobody holds the other end
+        }
+        packet.truncate(received.bytes);
+        let Ok([answer, clear, socket]) = <[OwnedFd; 3]>::try_from(received.passed) else { continue };
+        if !received.whole {
+            continue;
+        }
+        let things = connection::Things { answer, clear, socket };
+        match process::fork_heir(things, |things| connection::run(things, &packet, &files)) {
+            Ok(_) => children += 1,
+            Err((_, things)) => {
+                connection::busy(&things);
+                std::thread::sleep(PAUSE);
+            }
+        }
+    }
+}
