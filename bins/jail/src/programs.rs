@@ -127,6 +127,7 @@ pub static TLSCLIENT_SESSION: Profile = Profile::jail("tlsclient", "qmailr")
 
 pub static TLSCERT: Profile = Profile::jail("tlscert", "root, or the owner")
     .files(&[own(&[place(Given(TARGET), READ | LIST | WRITE | CREATE | UNLINK | MKDIR | RMDIR)])]);
+pub static RELAY_CTRL_CHECK: Profile = Profile::limits("relay-ctrl-check", "qmaild", "its arguments");
 
 // ---- smtp
 
@@ -376,6 +377,17 @@ pub static QMAIL_POP3D: Profile = Profile::jail("qmail-pop3d", "the user")
     .network(Network::Local("the connection"))
     .calls(&[&RUN, &FILES, &REMOVE, &RENAME, &LINK, &SYNC, &TALK]);
 
+pub static POPAUTH: Profile = Profile::limits(
+    "popauth",
+    "root, or the owner; behind the checker the user",
+    "its arguments: a checker, and the program behind it",
+);
+
+pub static POPAUTH_REMEMBERING: Profile = Profile::jail("popauth", "root, or the owner")
+    .part("the child that writes an address down")
+    .files(&[own(&[place(Given(TARGET), LIST | WRITE | TRUNCATE | CREATE | UNLINK)])])
+    .calls(&[&RUN, &FILES, &REMOVE]);
+
 // ---- auth
 
 pub static CHECKPASSWORD: Profile = Profile::limits("checkpassword", "root, then the user", "its arguments");
@@ -410,6 +422,12 @@ pub static CHECKPASSWORD_SASLAUTHD_ASKING: Profile = Profile::jail("checkpasswor
     .part("a child that asks saslauthd")
     .network(Network::Local("the connection to saslauthd"))
     .calls(&[&RUN, &TALK]);
+
+pub static CHECKPASSWORD_ANY: Profile = Profile::limits(
+    "checkpassword-any",
+    "root, or as its caller",
+    "its arguments: checkers, and the program",
+);
 
 pub static AUTHPASSWD: Profile = Profile::jail("authpasswd", "root, or who owns the file of users").files(&[
     own(&[place(Given(TARGET), READ | LIST | WRITE | TRUNCATE | CREATE | UNLINK), place(Given(FILE), READ)]),
@@ -468,6 +486,7 @@ pub static ALL: &[&Profile] = &[
     &TLSCLIENT,
     &TLSCLIENT_SERVER,
     &TLSCLIENT_SESSION,
+    &RELAY_CTRL_CHECK,
     &QMAIL_SMTPD,
     &QMAIL_SMTPD_READY,
     &QMAIL_SMTPD_OWN,
@@ -507,6 +526,8 @@ pub static ALL: &[&Profile] = &[
     &QMAIL_POPUP_TALKING,
     &AUTHASK,
     &QMAIL_POP3D,
+    &POPAUTH,
+    &POPAUTH_REMEMBERING,
     &CHECKPASSWORD,
     &CHECKPASSWORD_FILE,
     &CHECKPASSWORD_CRAM,
@@ -515,6 +536,7 @@ pub static ALL: &[&Profile] = &[
     &CHECKPASSWORD_DOVECOT_ASKING,
     &CHECKPASSWORD_SASLAUTHD,
     &CHECKPASSWORD_SASLAUTHD_ASKING,
+    &CHECKPASSWORD_ANY,
     &AUTHPASSWD,
     &QMAIL_SHOWCTL,
     &QMAIL_QREAD,
