@@ -3,6 +3,7 @@
 import glob
 import os
 import pwd
+import re
 import signal
 import socket
 import struct
@@ -103,6 +104,18 @@ class Checker(logins.InAHome):
         self.script("slow", "test $(dd bs=1000 2>/dev/null <&3 | wc -c) = 65536")
         front = self.front(packet(b"joe\0" + b"p" * 65530 + b"\0\0", ["slow"]))
         self.assertEqual(front.answer(), 0)
+
+
+def fail2ban(name):
+    """What a filter that fail2ban ships looks for, in a line whose date was taken off; at most one word may be before it."""
+    path = os.path.join(harness.ROOT, "tests", "tools", "root", "etc", "fail2ban", "filter.d", name + ".conf")
+    if not os.path.exists(path):
+        raise unittest.SkipTest("fail2ban is not unpacked (scripts/test-packages)")
+    with open(path) as f:
+        expression = re.search(r"^failregex = \^(.*)$", f.read(), re.M)[1]
+    for tag, meaning in (("%(__prefix_line)s", r"(?:\S+\s+)?"), ("<F-USER>", "(?P<user>"), ("</F-USER>", ")"), ("<HOST>", r"(?P<host>[\d.]+|[\da-f:]+)")):
+        expression = expression.replace(tag, meaning)
+    return re.compile(expression)
 
 
 class Requests(logins.InAHome):
@@ -397,6 +410,17 @@ class WrongPasswords(logins.InAHome):
         del client
         self.assertEqual(self.ask("check", password="right", ip="not an address").answer(), 0)
         self.assertEqual([row[2] for row in self.logins()], ["127.0.0.1", "-"])
+
+    def test_a_refusal_has_a_line_that_fail2ban_finds(self):
+        found = fail2ban("courier-auth")
+        for ip, name, shown in [("192.0.2.1", "joe", "joe"), ("2001:db8::1", "x, ip=[192.0.2.66], user=y", "x??ip??192.0.2.66???user?y")]:
+            self.assertEqual(self.ask("true", name=name, password="wrong", ip=ip).answer(), 1)
+            match = found.fullmatch(self.authd.wait_log(rf"^qmail-authd: LOGIN FAILED, .*ip=\[{ip}\]$")[0])
+            self.assertEqual((match["host"], match["user"]), (ip, shown))
+        self.assertEqual(self.ask("true", password="wrong").answer(), 1)  # from nowhere
+        self.assertEqual(self.ask("true", ip="192.0.2.1").answer(), 0)
+        wait_for(lambda: len(self.logins()) == 4, "all lines")
+        self.assertEqual(self.authd.log().count("LOGIN FAILED"), 2)
 
     def test_the_log_names_who_and_never_the_password_and_nothing_can_spoil_it(self):
         self.ask("check", name="joe\n\x1b[31mroot 192.0.2.1 ok", password="sesame-of-joe", ip="192.0.2.1")

@@ -1,4 +1,4 @@
-//! The lines of the log: one for each login, and what is wrong with our own house.
+//! The lines of the log: one for each login, another for each refusal, and what is wrong with our own house.
 
 use qmail::trouble::Trouble;
 use qmail::{fd, ucspi};
@@ -24,7 +24,28 @@ impl Attempt {
     pub fn end(&self, result: &str) {
         let fields: [&[u8]; 5] =
             [b"qmail-authd: login:", &self.service, &self.account, &self.address, result.as_bytes()];
-        let _ = fd::write_all(fd::ERR, &[fields.join(&b' '), b"\n".to_vec()].concat());
+        let mut lines = [fields.join(&b' '), b"\n".to_vec()].concat();
+        if result.starts_with("refused") && self.address != b"-" {
+            lines.extend_from_slice(&self.failed());
+        }
+        let _ = fd::write_all(fd::ERR, &lines);
+    }
+
+    /// `qmail-authd: LOGIN FAILED, user=ACCOUNT, service=SERVICE, ip=[ADDRESS]`, which log watchers know of another
+    /// server. Nothing in the name can look like another field.
+    fn failed(&self) -> Vec<u8> {
+        let safe = |b: &u8| if b",[]=".contains(b) { b'?' } else { *b };
+        let account: Vec<u8> = self.account.iter().map(safe).collect();
+        let parts: [&[u8]; 7] = [
+            b"qmail-authd: LOGIN FAILED, user=",
+            &account,
+            b", service=",
+            &self.service,
+            b", ip=[",
+            &self.address,
+            b"]\n",
+        ];
+        parts.concat()
     }
 }
 
