@@ -97,6 +97,8 @@ pub static TCPRULES: Profile = Profile::jail("tcprules", "its caller").files(&[o
 pub static TCPRULESCHECK: Profile =
     Profile::jail("tcprulescheck", "its caller").files(&[own(&[place(Given(FILE), READ)])]);
 
+pub static RELAY_CTRL_CHECK: Profile = Profile::limits("relay-ctrl-check", "qmaild", "its arguments");
+
 // ---- tls
 
 pub static TLSSERVER: Profile =
@@ -127,7 +129,6 @@ pub static TLSCLIENT_SESSION: Profile = Profile::jail("tlsclient", "qmailr")
 
 pub static TLSCERT: Profile = Profile::jail("tlscert", "root, or the owner")
     .files(&[own(&[place(Given(TARGET), READ | LIST | WRITE | CREATE | UNLINK | MKDIR | RMDIR)])]);
-pub static RELAY_CTRL_CHECK: Profile = Profile::limits("relay-ctrl-check", "qmaild", "its arguments");
 
 // ---- smtp
 
@@ -479,6 +480,7 @@ pub static ALL: &[&Profile] = &[
     &TCPSERVER_IDENT,
     &TCPRULES,
     &TCPRULESCHECK,
+    &RELAY_CTRL_CHECK,
     &TLSSERVER,
     &TLSSERVER_KEEPER,
     &TLSSERVER_SESSION,
