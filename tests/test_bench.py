@@ -3,15 +3,18 @@
 Nothing is said here about how fast anything is. The table of limits is shown rows made by hand: it must see what is missed.
 """
 
+import contextlib
+import io
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import unittest
+import unittest.mock
 
 from tests import harness, sandbox
-from tests.bench import systems, table, work
+from tests.bench import logins, systems, table, work
 
 LIMIT = 200  # seconds for each of two runs: below what a file of tests may take in all
 OURS = {"ours", "bare"}
@@ -87,6 +90,18 @@ class Sample(unittest.TestCase):
     def test_tables_name_every_case(self):
         for row in self.result:
             self.assertIn(row["case"], self.said)
+
+
+class Logins(unittest.TestCase):
+    def test_every_case_of_logins_is_measured(self):
+        said = io.StringIO()
+        small = {"USERS": 100, "LOGINS": 4, "SLOW": 1, "ROUNDS": 1, "AT_ONCE": (1, 2)}
+        with unittest.mock.patch.multiple(logins, **small), contextlib.redirect_stdout(said):
+            self.assertEqual(logins.measure(), [])
+        rows = [line for line in said.getvalue().splitlines() if line.startswith(("1 user", "100 users"))]
+        self.assertEqual(len(rows), 8, said.getvalue())
+        for row in rows:
+            self.assertTrue(all(float(rate) > 0 for rate in row.split()[-2:]), row)
 
 
 class Limits(unittest.TestCase):
