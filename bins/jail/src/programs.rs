@@ -488,7 +488,6 @@ pub static ALL: &[&Profile] = &[
     &TLSCLIENT,
     &TLSCLIENT_SERVER,
     &TLSCLIENT_SESSION,
-    &RELAY_CTRL_CHECK,
     &QMAIL_SMTPD,
     &QMAIL_SMTPD_READY,
     &QMAIL_SMTPD_OWN,
