@@ -191,14 +191,17 @@ exit {code}
         return found
 
 
+WIDE = b"\xffwide\0"  # behind the first byte of a spawner whose slots have two bytes
+
+
 class Sender:
     """qmail-send, driven alone. `answer(request)` gives a report (class letter and text) or None to hold it.
 
     `under` is a program that runs it in its own place.
     """
 
-    def __init__(self, queue, limits=(120, 120), answer=None, first_bytes=True, under=(), greets=True):
-        self.queue, self.answer = queue, answer
+    def __init__(self, queue, limits=(120, 120), answer=None, first_bytes=True, under=(), greets=True, wide=False):
+        self.queue, self.answer, self.slot = queue, answer, 2 if wide else 1  # bytes of qmail-rspawn's slots
         self.requests, self.cleaned, self.lines = [], [], []
         self.changed = threading.Condition()
         self.clean_reply = None  # None: do it and say +
@@ -211,7 +214,7 @@ class Sender:
             ends[fd], parent[fd] = (r, w) if child_reads else (w, r)
         if first_bytes:
             os.write(parent[2], bytes([limits[0]]))
-            os.write(parent[4], bytes([limits[1]]))
+            os.write(parent[4], bytes([limits[1]]) + (WIDE if wide else b""))
         else:
             os.close(parent.pop(2))
         self.parent = parent
@@ -265,9 +268,10 @@ class Sender:
         data = b""
         for chunk in self._chunks(self.parent[fd]):
             data += chunk
-            while len(data) > 1 and data.count(b"\0", 1) >= 3:
-                path, sender, recipient, rest = data[1:].split(b"\0", 3)
-                request = Request(way, data[0], int(path.split(b"/")[1]), sender, recipient)
+            size = self.slot if way == "remote" else 1
+            while len(data) > size and data.count(b"\0", size) >= 3:
+                path, sender, recipient, rest = data[size:].split(b"\0", 3)
+                request = Request(way, int.from_bytes(data[:size], "little"), int(path.split(b"/")[1]), sender, recipient)
                 data = rest
                 reply = self.answer(request) if self.answer else None
                 with self.changed:
@@ -311,7 +315,8 @@ class Sender:
         os.write(self.parent[6], b"x")
 
     def report(self, request, text):
-        self.say(request.way, bytes([request.slot]) + text + b"\0")
+        size = self.slot if request.way == "remote" else 1
+        self.say(request.way, request.slot.to_bytes(size, "little") + text + b"\0")
 
     def say(self, way, raw):
         try:

@@ -55,6 +55,38 @@ class Bursts(unittest.TestCase):
             sender.wait_cleaned(f"foop/{number}")
             self.assertEqual(len(sender.requests), 250)
 
+    def test_slots_of_two_bytes_are_many(self):
+        queue = self.queue(concurrencyremote="30\n")
+        queue.env["QMAILBURST"] = "2"
+        queue.bounces_to()
+        with self.sender(queue, limits=TOGETHER, wide=True) as sender:
+            number = queue.todo(b"s@h", self.everybody(2300))
+            requests = sender.wait_requests(2048)
+            self.assertEqual([r.slot for r in requests], list(range(2048)))
+            self.assertEqual([r.recipient for r in requests], self.everybody(2048))
+            for request in reversed(requests):
+                sender.report(request, b"Dno\n" if request.slot == 258 else b"Kdone\n")
+            for request in sender.wait_requests(2300)[2048:]:
+                self.assertLess(request.slot, 2048)
+                sender.report(request, b"Kdone\n")
+            sender.wait_cleaned(f"foop/{number}")
+        [(_, bounce)] = queue.bounced()
+        self.assertEqual(bounce.count(b">:\nno\n"), 1)
+        self.assertIn(b"<r258@big.example>:\nno\n", bounce)
+
+    def test_slots_are_of_two_bytes_where_both_know_of_it_and_nowhere_else(self):
+        for what, announced, byte, wide, size in [("an older spawner", "2", 255, False, 1), ("an older qmail-start", "1", 255, False, 1),
+                                                  ("another spawner", "2", 120, False, 1), ("both", "2", 255, True, 2)]:
+            with self.subTest(what):
+                queue = self.queue()
+                queue.env["QMAILBURST"] = announced
+                with self.sender(queue, limits=(120, byte), wide=wide) as sender:
+                    self.assertEqual(sender.slot, size)
+                    number = queue.todo(b"s@h", self.everybody(3))
+                    for request in sender.wait_requests(3):
+                        sender.report(request, b"Kdone\n")
+                    sender.wait_cleaned(f"foop/{number}")
+
     def test_each_recipient_has_its_own_fate(self):
         queue = self.queue()
         queue.bounces_to()

@@ -64,6 +64,28 @@ class InAnOwnHome(unittest.TestCase):
             "Kd s@h a@d b@D", "Kd s@h a@d b@D", "Ke s@h c@e", "Kd s@h d@d", "Kd t@h e@d", "Kd t@h f@d g@d",
             "Kd t@h f@d g@d"])
 
+    def test_slots_of_two_bytes(self):
+        m = self.message
+        self.fakes.script("qmail-remote", self.ECHO)
+        slots = (0, 1, 256, 258, 2047, 2048, 258)
+        sent = b"".join(slot.to_bytes(2, "little") + request(0, m, "s@h", f"r{slot}@d")[1:] for slot in slots)
+        for env, wanted in (({}, None), ({"QMAILREMOTE": "qmail-remote"}, b"x")):
+            spawners.forget(self.home)
+            result = harness.run(["qmail-rspawn"], sent, {**self.fakes.env(self.home.env), "QMAILBURST": "2", **env})
+            self.assertEqual(result.code, 0)
+            if wanted:
+                self.assertEqual(result.out[:1], wanted)
+                continue
+            self.assertEqual(result.out[:7], b"\xff\xffwide\0")
+            found, rest = [], result.out[7:]
+            while rest:
+                end = rest.index(b"\0", 2)
+                found.append((int.from_bytes(rest[:2], "little"), rest[2:end]))
+                rest = rest[end + 1:]
+            who = b"Kd s@h r0@d r1@d r256@d r258@d r2047@d"
+            self.assertEqual(sorted(found), [(0, who), (1, who), (256, who), (258, who), (258, b"ZInternal error: delnum in use. (#4.3.5)\n"),
+                                             (2047, who), (2048, b"ZInternal error: delnum too big. (#4.3.5)\n")])
+
     def test_without_the_announcement_or_with_QMAILREMOTE_each_has_its_own(self):
         m = self.message
         for env in ({}, {"QMAILBURST": "0"}, {"QMAILBURST": ""}, {**self.TOGETHER, "QMAILREMOTE": "qmail-remote"}):

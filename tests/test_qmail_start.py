@@ -118,7 +118,7 @@ class InAnOwnHome(Started):
     def test_the_two_that_must_agree_are_told_that_recipients_may_travel_together(self):
         self.start("./Maildir/", env={**self.env, "QMAILBURST": "7"})
         self.assertEqual({name: self.met(name)["burst"] for name in DAEMONS},
-                         {"qmail-send": "1", "qmail-rspawn": "1", "qmail-lspawn": None, "qmail-clean": None})
+                         {"qmail-send": "2", "qmail-rspawn": "2", "qmail-lspawn": None, "qmail-clean": None})
 
     def test_nobody_is_told_where_another_program_stands_for_qmail_remote(self):
         self.start("./Maildir/", env={**self.env, "QMAILBURST": "1", "QMAILREMOTE": "mine"})

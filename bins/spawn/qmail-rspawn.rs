@@ -8,7 +8,7 @@
 //!            queue/lock/ledger.remote, executes the home's programs only. With another program than ours for qmail-remote rlimits only
 //! env        QMAILREMOTE  a program to run instead of qmail-remote, found through PATH
 //!            QMAILBURST   1: requests that come together for one message, sender and host share a
-//!                         qmail-remote (not with QMAILREMOTE)
+//!                         qmail-remote (not with QMAILREMOTE); 2: the same, and slots are of two bytes
 //! tells      qmail-remote, if it is ours, QMAILKEEP=3: more messages for its host come on descriptor 3
 //! controls   concurrencyhost concurrencyremote
 #![forbid(unsafe_code)]
@@ -20,7 +20,7 @@ use qmail::environ::{self, Environ};
 use qmail::home::Home;
 use qmail::program::{self, Args};
 use qmail::spawn::ledger::Ledger;
-use qmail::spawn::{self, Ceilings, Delivery, Request, line, report, serve};
+use qmail::spawn::{self, Ceilings, Delivery, Request, Width, line, report, serve};
 use qmail::sys::process::{Command, End};
 use qmail::trouble::Trouble;
 use qmail::{exits, fd};
@@ -58,6 +58,7 @@ fn rspawn(args: Args) -> Result<(), Trouble> {
         owner: qmailq.uid,
         replacement,
         together: spawn::is_together_announced(),
+        width: spawn::announced_width(),
         ceilings: ours.then_some(ceilings),
         home,
     };
@@ -113,6 +114,7 @@ struct Remote {
     replacement: Option<Vec<u8>>,
     /// Recipients at one host may travel together.
     together: bool,
+    width: Width,
     /// Where qmail-remote is ours, which takes one message after the other.
     ceilings: Option<Ceilings>,
 }
@@ -155,6 +157,10 @@ impl Delivery for Remote {
 
     fn limit(&self) -> u8 {
         if self.together { spawn::LIMIT_TOGETHER } else { spawn::LIMIT }
+    }
+
+    fn width(&self) -> Width {
+        self.width
     }
 
     fn together(&self) -> bool {

@@ -5,7 +5,7 @@
 //! the short way have neither: `todo` starts their deliveries, and `short` keeps what became of them.
 //!
 //! Deliveries that are asked for in one burst share a connection, where the spawner can do that; elsewhere
-//! each has its own. Slots are bounded by what one byte can name, connections by concurrencyremote.
+//! each has its own. Slots are bounded by what the pipe can name, connections by concurrencyremote.
 #![forbid(unsafe_code)]
 
 use crate::Call;
@@ -17,6 +17,7 @@ use crate::desk::{
 use crate::pass::{EndOfPass, Pass, host};
 use crate::proof::{Errand, Proof};
 use crate::short::{self, Fate, Message};
+use crate::slots::Slots;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{Mode, fstat};
@@ -26,7 +27,8 @@ use qmail::queue::list::{self, Spot};
 use qmail::queue::report::{Report, Reports, log_safe};
 use qmail::queue::rewrite::{Way, verp};
 use qmail::queue::{self, Number, bounce, schedule};
-use qmail::spawn::{LIMIT_TOGETHER, TOGETHER_BYTES, TOGETHER_MAX};
+use qmail::spawn::slot::LIMIT_WIDE;
+use qmail::spawn::{LIMIT_TOGETHER, TOGETHER_BYTES, TOGETHER_MAX, Width};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -39,7 +41,7 @@ const REPORTS_A_TURN: usize = 16 * 1024;
 const PATIENCE: Duration = Duration::from_millis(250);
 
 /// One delivery that was asked for.
-struct Delivery {
+pub struct Delivery {
     id: u64,
     number: Number,
     place: Place,
@@ -107,15 +109,22 @@ pub struct Limits {
     pub connections: usize,
     /// Recipients of one message at one host may travel together.
     pub together: bool,
+    /// How slots are written.
+    pub width: Width,
 }
 
 impl Limits {
     /// From the control file and the spawner's first byte. A spawner to which it was announced that
     /// recipients travel together, but which does not know of that, says another limit.
-    pub fn of(wanted: u64, limit: u8, announced: bool) -> Limits {
+    pub fn of(wanted: u64, limit: u8, announced: bool, width: Width) -> Limits {
         let connections = usize::try_from(wanted.min(u64::from(limit))).unwrap_or(0);
         let together = announced && limit == LIMIT_TOGETHER;
-        Limits { slots: if together { usize::from(limit) } else { connections }, connections, together }
+        let slots = match (together, width) {
+            (false, _) => connections,
+            (true, Width::Narrow) => usize::from(limit),
+            (true, Width::Wide) => usize::from(LIMIT_WIDE),
+        };
+        Limits { slots, connections, together, width }
     }
 }
 
@@ -128,7 +137,7 @@ pub struct Channel {
     /// The rest of a burst of commands that the pipe did not take.
     unsent: Vec<u8>,
     reports: Reports,
-    slots: Vec<Option<Delivery>>,
+    slots: Slots,
     bursts: BTreeMap<u64, Burst>,
     jobs: BTreeMap<Number, Job>,
     jobs_max: usize,
@@ -151,8 +160,8 @@ impl Channel {
             from,
             alive: true,
             unsent: Vec::new(),
-            reports: Reports::default(),
-            slots: std::iter::repeat_with(|| None).take(limits.slots).collect(),
+            reports: Reports::new(limits.width),
+            slots: Slots::new(limits.slots),
             bursts: BTreeMap::new(),
             jobs: BTreeMap::new(),
             jobs_max,
@@ -210,7 +219,7 @@ impl Channel {
 
     /// Whether nothing more can come out of this channel.
     pub fn is_quiet(&self) -> bool {
-        let running = self.slots.iter().flatten().count();
+        let running = self.slots.taken();
         self.pass.is_none() && (!self.alive || running <= self.stuck.len() + self.held.len())
     }
 
@@ -227,11 +236,7 @@ impl Channel {
         self.alive
             && self.unsent.is_empty()
             && self.bursts.len() + connections <= self.limits.connections
-            && self.free_slots() >= deliveries
-    }
-
-    fn free_slots(&self) -> usize {
-        self.slots.iter().filter(|slot| slot.is_none()).count()
+            && self.slots.free() >= deliveries
     }
 
     /// One step: a late bounce, the end or the beginning of a pass, one recipient.
@@ -307,7 +312,7 @@ impl Channel {
 
     /// Reads on, and begins the deliveries of the next burst.
     fn read_list(&mut self, desk: &mut Desk) {
-        let room = self.free_slots();
+        let room = self.slots.free();
         let Some(pass) = &mut self.pass else { return };
         if !pass.read_on() {
             return;
@@ -439,7 +444,7 @@ impl Channel {
             return;
         }
         let mut references = 1;
-        for delivery in self.slots.iter_mut().flatten().filter(|delivery| delivery.number == number) {
+        for delivery in self.slots.all().filter(|delivery| delivery.number == number) {
             if let Place::Short(index) = delivery.place
                 && let Some(Some(spot)) = spots.get(index)
             {
@@ -481,18 +486,19 @@ impl Channel {
         let (first, size) = (desk.deliveries + 1, burst.len());
         self.bursts.insert(first, Burst { size, reported: 0, left: size });
         for (place, recipient) in burst {
-            let slot = self.slots.iter().position(Option::is_none).unwrap_or(usize::MAX);
-            let (Some(free), Ok(slot)) = (self.slots.get_mut(slot), u8::try_from(slot)) else { return };
-            desk.deliveries += 1;
-            let id = desk.deliveries;
-            self.unsent.push(slot);
-            for field in [queue::message_id(number).as_bytes(), &verp(sender, &recipient), &recipient] {
+            let id = desk.deliveries + 1;
+            let (to, delivery) =
+                (log_safe(&recipient), Delivery { id, number, place, recipient, burst: first });
+            let Some((slot, delivery)) = self.slots.take(delivery, self.limits.width) else { return };
+            desk.deliveries = id;
+            self.unsent.extend_from_slice(&slot.encode());
+            let recipient = &delivery.recipient;
+            for field in [queue::message_id(number).as_bytes(), &verp(sender, recipient), recipient] {
                 self.unsent.extend_from_slice(field);
                 self.unsent.push(0);
             }
-            let (way, to) = (self.way.name(), log_safe(&recipient));
+            let way = self.way.name();
             desk.log.line(format!("starting delivery {id}: msg {number} to {way} {to}"));
-            *free = Some(Delivery { id, number, place, recipient, burst: first });
             self.say_load(desk);
         }
     }
@@ -544,10 +550,10 @@ impl Channel {
     }
 
     fn take(&mut self, desk: &mut Desk, report: Report) {
-        let slot = usize::from(report.slot);
+        let slot = report.slot.index();
         let waiting = self.stuck.iter().any(|stuck| stuck.slot == slot)
             || self.held.iter().any(|held| held.slot == report.slot);
-        let Some(Some(delivery)) = self.slots.get(slot).filter(|_| !waiting) else {
+        let Some(delivery) = self.slots.get(slot).filter(|_| !waiting) else {
             desk.log.line("warning: internal error: delivery report out of range");
             return;
         };
@@ -595,7 +601,7 @@ impl Channel {
 
     /// A permanent failure: the sender will be told, then the recipient is done. In this order.
     fn fail(&mut self, desk: &mut Desk, slot: usize, paragraph: Vec<u8>) {
-        let Some(Some(delivery)) = self.slots.get(slot) else { return };
+        let Some(delivery) = self.slots.get(slot) else { return };
         let noted = match delivery.place {
             Place::Record(_) => bounces::append(delivery.number, &paragraph),
             // todo/N still speaks of the recipient.
@@ -620,7 +626,7 @@ impl Channel {
 
     fn retry_stuck(&mut self, desk: &mut Desk) {
         for stuck in std::mem::take(&mut self.stuck) {
-            let delivery = self.slots.get(stuck.slot).and_then(Option::as_ref);
+            let delivery = self.slots.get(stuck.slot);
             if delivery.is_some_and(|delivery| desk.short.is_changing(delivery.number)) {
                 self.stick(stuck.slot, stuck.paragraph); // where it is to be noted is about to change
                 continue;
@@ -648,7 +654,7 @@ impl Channel {
     /// Writes the done mark. The error is the name of the list.
     // model: L7
     fn try_mark(&mut self, desk: &mut Desk, slot: usize) -> Result<(), String> {
-        let Some(Some(delivery)) = self.slots.get(slot) else { return Ok(()) };
+        let Some(delivery) = self.slots.get(slot) else { return Ok(()) };
         let spot = match delivery.place {
             Place::Record(spot) => spot,
             Place::Short(index) => {
@@ -666,14 +672,14 @@ impl Channel {
 
     /// The recipient will be tried again.
     fn defer(&mut self, desk: &mut Desk, slot: usize) {
-        if let Some(Some(Delivery { number, place: Place::Short(index), .. })) = self.slots.get(slot) {
+        if let Some(Delivery { number, place: Place::Short(index), .. }) = self.slots.get(slot) {
             desk.short.set(*number, *index, Fate::Deferred);
         }
         self.free(desk, slot);
     }
 
     fn free(&mut self, desk: &mut Desk, slot: usize) {
-        let Some(delivery) = self.slots.get_mut(slot).and_then(Option::take) else { return };
+        let Some(delivery) = self.slots.give_back(slot) else { return };
         if let Some(burst) = self.bursts.get_mut(&delivery.burst) {
             burst.left = burst.left.saturating_sub(1);
             if burst.left == 0 {

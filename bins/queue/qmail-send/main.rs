@@ -18,7 +18,7 @@
 //! | `desk` | what all parts look at: due times, what is proven, what is kept aside |
 //! | `todo` | from `todo/N` onward: to the short way, or into info and lists |
 //! | `short` | messages delivered straight from `todo/N` |
-//! | `channel`, `pass` | passes over the lists, deliveries, reports |
+//! | `channel`, `pass`, `slots` | passes over the lists, deliveries, reports |
 //! | `bounces`, `done` | what failed, and the end of a message |
 //! | `proof` | messages found at a start against their commit record |
 //! | `cleaner`, `sweep` | qmail-clean, and what others left behind |
@@ -34,6 +34,7 @@ mod log;
 mod pass;
 mod proof;
 mod short;
+mod slots;
 mod start;
 mod sweep;
 mod todo;

@@ -16,7 +16,7 @@ use jail::{Jail, programs};
 use nix::dir::{Dir, Type};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
-use nix::poll::{PollFd, PollFlags};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, SFlag, umask};
 use qmail::fd;
@@ -26,11 +26,12 @@ use qmail::queue::client::{Reach, reach};
 use qmail::queue::rewrite::Way;
 use qmail::queue::schedule::Schedule;
 use qmail::queue::{self, Number, SPLIT};
-use qmail::spawn;
+use qmail::spawn::slot::WIDE;
+use qmail::spawn::{self, LIMIT_TOGETHER, Width};
 use qmail::sys::signal;
 use qmail::trouble::{Trouble, wording};
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
@@ -66,14 +67,18 @@ pub fn start(log: Log) -> Result<Manager, &'static str> {
         Flock::lock(mutex, FlockArg::LockExclusiveNonblock).map_err(|_| "qmail-send is already running")?;
 
     let descriptors = descriptors.ok_or("hath the daemon spawn no fire?")?;
-    let limits = |read: &OwnedFd, wanted: u64, together: bool| {
-        first_byte(read).map(|limit| Limits::of(wanted, limit, together))
+    let limits = |read: &OwnedFd, wanted: u64, together: bool, announced: Width| {
+        let limit = first_byte(read)?;
+        let width = if limit == LIMIT_TOGETHER { width(read, announced) } else { Width::Narrow };
+        Some(Limits::of(wanted, limit, together, width))
     };
     let [to_local, from_local, to_remote, from_remote, to_clean, from_clean] = descriptors;
     let [wanted_local, wanted_remote] = controls.concurrency;
-    let local = limits(&from_local, wanted_local, false).ok_or("hath the daemon spawn no fire?")?;
-    let remote = limits(&from_remote, wanted_remote, spawn::is_together_announced())
-        .ok_or("hath the daemon spawn no fire?")?;
+    let local =
+        limits(&from_local, wanted_local, false, Width::Narrow).ok_or("hath the daemon spawn no fire?")?;
+    let remote =
+        limits(&from_remote, wanted_remote, spawn::is_together_announced(), spawn::announced_width())
+            .ok_or("hath the daemon spawn no fire?")?;
     // A spawner that is slow to read must not stop us; these pipe ends are ours alone.
     for pipe in [&to_local, &to_remote] {
         let _ = fd::set_nonblocking(pipe, true);
@@ -146,6 +151,20 @@ fn first_byte(from: &OwnedFd) -> Option<u8> {
     match fd::read(from, &mut byte) {
         Ok(1) => Some(byte[0]),
         _ => None,
+    }
+}
+
+/// Whether the spawner, to which it was announced, says that slots are wide: in one piece with its first byte. One
+/// that says nothing more knows of no other than narrow ones.
+fn width(from: &OwnedFd, announced: Width) -> Width {
+    let mut fds = [PollFd::new(from.as_fd(), PollFlags::POLLIN)];
+    if announced == Width::Narrow || !poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0) {
+        return Width::Narrow;
+    }
+    let mut word = [0u8; WIDE.len()];
+    match fd::read(from, &mut word) {
+        Ok(length) if word.get(..length) == Some(WIDE) => Width::Wide,
+        _ => Width::Narrow,
     }
 }
 

@@ -5,7 +5,7 @@
 //! fd 1       the log, or the logger's fd 1
 //! fd 2       troubles before everything runs; no daemon gets it
 //! jail       rlimits only: it runs the logger and what may not be in its jail
-//! env        tells qmail-rspawn and qmail-send QMAILBURST=1, nobody else, unless QMAILREMOTE is set
+//! env        tells qmail-rspawn and qmail-send QMAILBURST=2, nobody else, unless QMAILREMOTE is set
 //! exit       becomes qmail-send; 111 when something is missing, or a stranger could spoil it: nothing is
 //!            started then
 //!
@@ -145,7 +145,7 @@ impl Environments {
         plain.unset(spawn::TOGETHER); // whoever set it does not know which programs these are
         let mut together = plain.clone();
         if plain.get(spawn::REPLACEMENT.as_bytes()).is_none() {
-            together.set(spawn::TOGETHER, "1");
+            together.set(spawn::TOGETHER, "2");
         }
         Environments { plain, together }
     }

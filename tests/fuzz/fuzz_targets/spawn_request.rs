@@ -19,7 +19,7 @@ fuzz_target!(|bytes: &[u8]| {
         }
     }
     for request in &whole {
-        let _ = request.check(LIMIT, |slot| slot == 7);
+        let _ = request.check(LIMIT.into(), |slot| slot.number() == 7);
         let (local, domain) = request.local_and_domain();
         assert!(local.len() + domain.len() <= request.recipient.len());
         if !request.cut {

@@ -1,7 +1,9 @@
 //! report - what a spawner says about deliveries, and how it looks in the log
 //!
-//! On the pipe: slot (one byte, may be NUL), class letter, text, NUL.
+//! On the pipe: slot (one byte, may be NUL, or two: `spawn::slot`), class letter, text, NUL.
 #![forbid(unsafe_code)]
+
+use crate::spawn::{Slot, Width};
 
 /// Bytes kept of one report, slot and letter included; the rest is read and dropped.
 pub const REPORT_MAX: usize = 10_000;
@@ -9,7 +11,7 @@ pub const REPORT_MAX: usize = 10_000;
 /// One report.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
-    pub slot: u8,
+    pub slot: Slot,
     /// `K`, `Z` or `D` when all is well; None when there was none.
     pub letter: Option<u8>,
     pub text: Vec<u8>,
@@ -18,20 +20,26 @@ pub struct Report {
 /// Puts reports together from what a pipe delivers.
 #[derive(Debug, Default)]
 pub struct Reports {
+    width: Width,
     partial: Vec<u8>,
 }
 
 impl Reports {
+    /// Of slots of this width.
+    pub fn new(width: Width) -> Reports {
+        Reports { width, partial: Vec::new() }
+    }
+
     /// Takes bytes; the reports they complete.
     pub fn feed(&mut self, bytes: &[u8]) -> Vec<Report> {
         let mut complete = Vec::new();
         for byte in bytes {
-            // The first byte is a slot number, even if it is NUL.
-            match self.partial.split_first() {
+            // The first bytes are a slot number, even if they are NUL.
+            match self.width.split(&self.partial) {
                 Some((slot, said)) if *byte == 0 => {
                     let (letter, text) =
                         said.split_first().map_or((None, Vec::new()), |(l, t)| (Some(*l), t.to_vec()));
-                    complete.push(Report { slot: *slot, letter, text });
+                    complete.push(Report { slot, letter, text });
                     self.partial = Vec::new(); // gives a long report's memory back
                 }
                 _ if self.partial.len() < REPORT_MAX => self.partial.push(*byte),
@@ -59,7 +67,7 @@ mod tests {
     use super::*;
 
     fn report(slot: u8, letter: u8, text: &[u8]) -> Report {
-        Report { slot, letter: Some(letter), text: text.to_vec() }
+        Report { slot: slot.into(), letter: Some(letter), text: text.to_vec() }
     }
 
     #[test]
@@ -75,7 +83,7 @@ mod tests {
         let mut r = Reports::default();
         assert_eq!(
             r.feed(b"\x03\0\x04K\0"),
-            [Report { slot: 3, letter: None, text: vec![] }, report(4, b'K', b"")]
+            [Report { slot: 3.into(), letter: None, text: vec![] }, report(4, b'K', b"")]
         );
     }
 

@@ -427,7 +427,7 @@ mod tests {
 
     fn request(sender: &[u8], recipient: &[u8]) -> Request {
         let (path, sender, recipient) = (b"20/457".to_vec(), sender.to_vec(), recipient.to_vec());
-        Request { slot: 0, path, sender, recipient, cut: false }
+        Request { slot: 0.into(), path, sender, recipient, cut: false }
     }
 
     const K1: Key = [1; KEY];

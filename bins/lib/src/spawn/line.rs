@@ -17,6 +17,7 @@
 
 use super::Request;
 use super::ledger::{CLAIMED, Claimed};
+use super::slot::{Slot, Width};
 use crate::fd;
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -101,9 +102,11 @@ impl Line {
         let (count, mut rest) = bytes.split_first_chunk()?;
         let mut places = Vec::new();
         for _ in 0..u16::from_le_bytes(*count) {
-            let (slot, behind) = rest.split_first_chunk()?;
+            let (width, behind) = rest.split_first()?;
+            let width = if *width == Width::Wide as u8 { Width::Wide } else { Width::Narrow };
+            let (number, behind) = behind.split_first_chunk()?;
             let (row, behind) = behind.split_first_chunk()?;
-            places.push((u8::from_le_bytes(*slot), Claimed::decode(row)));
+            places.push((Slot::of(u16::from_le_bytes(*number).into(), width)?, Claimed::decode(row)));
             rest = behind;
         }
         let mut words = rest.strip_suffix(b"\0")?.split(|b| *b == 0);
@@ -164,7 +167,8 @@ pub fn hand(
     let mut bytes = Vec::new();
     bytes.extend_from_slice(&u16::try_from(requests.len()).map_err(|_| Errno::EMSGSIZE)?.to_le_bytes());
     for (request, row) in requests.iter().zip(rows) {
-        bytes.extend_from_slice(&request.slot.to_le_bytes());
+        bytes.push(request.slot.width() as u8);
+        bytes.extend_from_slice(&request.slot.number().to_le_bytes());
         bytes.extend_from_slice(&row.map_or([0; CLAIMED], |row| row.encode()));
     }
     bytes.extend_from_slice(&words(requests));
@@ -178,7 +182,7 @@ mod tests {
 
     fn request(slot: u8, recipient: &[u8]) -> Request {
         Request {
-            slot,
+            slot: slot.into(),
             path: b"1/2".to_vec(),
             sender: b"s@h".to_vec(),
             recipient: recipient.to_vec(),
@@ -197,7 +201,8 @@ mod tests {
             let handed = far.take_handed().unwrap();
             assert_eq!(handed.ledger.is_some(), ledger.is_some());
             assert_eq!(handed.rows, [None, None, None]);
-            let found: Vec<_> = handed.requests.iter().map(|r| (r.slot, r.recipient.as_slice())).collect();
+            let found: Vec<_> =
+                handed.requests.iter().map(|r| (r.slot.number(), r.recipient.as_slice())).collect();
             assert_eq!(found, [(0, b"a@d".as_slice()), (254, b""), (9, b"b@d")]);
             assert!(handed.requests.iter().all(|r| r.sender == b"s@h"));
         }

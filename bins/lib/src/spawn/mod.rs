@@ -11,10 +11,12 @@ pub mod line;
 pub mod report;
 pub mod request;
 mod serve;
+pub mod slot;
 
 pub use hosts::Ceilings;
 pub use request::Request;
 pub use serve::{Delivery, serve, stay_with};
+pub use slot::{Slot, Width};
 
 use crate::environ;
 
@@ -31,8 +33,8 @@ pub const TOGETHER_MAX: usize = 100;
 /// Bytes of their addresses: far below what the system allows for the arguments of a program.
 pub const TOGETHER_BYTES: usize = 32 * 1024;
 
-/// With the value 1 qmail-start announces to qmail-send and qmail-rspawn that the other one, too, knows of
-/// recipients that travel together.
+/// With the value 1 or 2 qmail-start announces to qmail-send and qmail-rspawn that the other one, too, knows of
+/// recipients that travel together; with 2 that it knows of wide slots (`slot`).
 pub const TOGETHER: &str = "QMAILBURST";
 
 /// A program in the place of qmail-remote: who wrote it counted on one recipient.
@@ -40,5 +42,11 @@ pub const REPLACEMENT: &str = "QMAILREMOTE";
 
 /// Whether recipients may travel together, as far as the environment says.
 pub fn is_together_announced() -> bool {
-    environ::get(TOGETHER).as_deref() == Some(b"1") && environ::get(REPLACEMENT).is_none()
+    matches!(environ::get(TOGETHER).as_deref(), Some(b"1" | b"2")) && environ::get(REPLACEMENT).is_none()
+}
+
+/// How slots are to be written, as far as the environment says.
+pub fn announced_width() -> Width {
+    let wide = is_together_announced() && environ::get(TOGETHER).as_deref() == Some(b"2");
+    if wide { Width::Wide } else { Width::Narrow }
 }

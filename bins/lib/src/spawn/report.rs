@@ -4,6 +4,7 @@
 //! is temporary: an unknown exit code, 101, 126, 127, a signal, a report that is not whole.
 #![forbid(unsafe_code)]
 
+use super::slot::Slot;
 use crate::sys::process::End;
 
 /// A report of qmail-local is cut to stay below this many bytes.
@@ -35,8 +36,8 @@ pub mod local {
 }
 
 /// The bytes of one report: slot, letter and text, NUL. A NUL inside the text would end it there.
-pub fn encode(slot: u8, report: &[u8]) -> Vec<u8> {
-    let mut out = vec![slot];
+pub fn encode(slot: Slot, report: &[u8]) -> Vec<u8> {
+    let mut out = slot.encode();
     out.extend_from_slice(up_to_nul(report));
     out.push(0);
     out
@@ -193,8 +194,8 @@ mod tests {
 
     #[test]
     fn a_report_ends_at_the_first_nul_and_slot_zero_is_a_byte_like_any_other() {
-        assert_eq!(encode(0, b"Kdid 1+0+0\n"), b"\0Kdid 1+0+0\n\0");
-        assert_eq!(encode(3, b"Ka\0b"), b"\x03Ka\0");
+        assert_eq!(encode(0.into(), b"Kdid 1+0+0\n"), b"\0Kdid 1+0+0\n\0");
+        assert_eq!(encode(3.into(), b"Ka\0b"), b"\x03Ka\0");
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! request - one delivery asked for: slot, message path, sender, recipient
 #![forbid(unsafe_code)]
 
+use super::slot::{Slot, Width};
+
 /// A message path longer than this is refused; an honest one is `22/` and 20 digits.
 const PATH_MAX: usize = 99;
 /// An address is at most 1002 bytes; a virtual domain's prefix and a VERP sender may multiply that.
@@ -11,7 +13,7 @@ pub const FIELD_MAX: usize = 16 * 1024;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
     /// Which of qmail-send's slots the report is for.
-    pub slot: u8,
+    pub slot: Slot,
     /// `S/N`, relative to `queue/mess`.
     pub path: Vec<u8>,
     pub sender: Vec<u8>,
@@ -23,7 +25,7 @@ pub struct Request {
 impl Request {
     /// The bytes of the request: slot, then three fields each ended by a NUL.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = vec![self.slot];
+        let mut out = self.slot.encode();
         for field in [&self.path, &self.sender, &self.recipient] {
             out.extend_from_slice(field);
             out.push(0);
@@ -52,11 +54,11 @@ impl Request {
 
     /// The checks that need nothing but the request, in the order of the specification. `busy` tells
     /// whether a slot has a delivery already. The error is the report, letter and text.
-    pub fn check(&self, limit: u8, busy: impl Fn(u8) -> bool) -> Result<(), &'static [u8]> {
+    pub fn check(&self, limit: u16, busy: impl Fn(Slot) -> bool) -> Result<(), &'static [u8]> {
         if self.cut {
             return Err(b"Zqmail-spawn out of memory. (#4.3.0)\n");
         }
-        if self.slot >= limit {
+        if self.slot.number() >= limit {
             return Err(b"ZInternal error: delnum too big. (#4.3.5)\n");
         }
         if busy(self.slot) {
@@ -81,21 +83,29 @@ impl Request {
 /// Puts requests together from bytes as they come.
 #[derive(Debug, Default)]
 pub struct Parser {
-    slot: Option<u8>,
+    width: Width,
+    /// As far as it has come.
+    slot: Vec<u8>,
     fields: Vec<Vec<u8>>,
     current: Vec<u8>,
     cut: bool,
 }
 
 impl Parser {
+    /// For slots of this width.
+    pub fn new(width: Width) -> Parser {
+        Parser { width, ..Parser::default() }
+    }
+
     /// Takes the next bytes; gives the requests that are complete with them.
     pub fn feed(&mut self, mut bytes: &[u8]) -> Vec<Request> {
         let mut complete = Vec::new();
         loop {
-            if self.slot.is_none() {
-                let Some((slot, rest)) = bytes.split_first() else { return complete };
-                self.slot = Some(*slot);
+            if self.slot.len() < self.width.bytes() {
+                let Some((byte, rest)) = bytes.split_first() else { return complete };
+                self.slot.push(*byte);
                 bytes = rest;
+                continue;
             }
             let end = memchr::memchr(0, bytes);
             self.keep(bytes.get(..end.unwrap_or(bytes.len())).unwrap_or_default());
@@ -110,7 +120,7 @@ impl Parser {
 
     /// Whether the beginning of a request has come and its end has not.
     pub fn is_within(&self) -> bool {
-        self.slot.is_some()
+        !self.slot.is_empty()
     }
 
     fn keep(&mut self, bytes: &[u8]) {
@@ -124,13 +134,8 @@ impl Parser {
     fn finish(&mut self) -> Option<Request> {
         let mut fields = std::mem::take(&mut self.fields).into_iter();
         let cut = std::mem::take(&mut self.cut);
-        Some(Request {
-            slot: self.slot.take()?,
-            path: fields.next()?,
-            sender: fields.next()?,
-            recipient: fields.next()?,
-            cut,
-        })
+        let (slot, _) = self.width.split(&std::mem::take(&mut self.slot))?;
+        Some(Request { slot, path: fields.next()?, sender: fields.next()?, recipient: fields.next()?, cut })
     }
 }
 
@@ -140,7 +145,7 @@ mod tests {
 
     fn request(slot: u8, path: &[u8], sender: &[u8], recipient: &[u8]) -> Request {
         Request {
-            slot,
+            slot: slot.into(),
             path: path.to_vec(),
             sender: sender.to_vec(),
             recipient: recipient.to_vec(),
@@ -192,16 +197,16 @@ mod tests {
         found.extend(parser.feed(&request(2, b"1/2", b"", b"c@d").encode()));
         assert_eq!(found.len(), 2);
         assert_eq!(
-            found[0].check(LIMIT, |_| false),
+            found[0].check(LIMIT.into(), |_| false),
             Err(b"Zqmail-spawn out of memory. (#4.3.0)\n".as_slice())
         );
-        assert_eq!(found[1].check(LIMIT, |_| false), Ok(()));
+        assert_eq!(found[1].check(LIMIT.into(), |_| false), Ok(()));
     }
 
     const LIMIT: u8 = crate::spawn::LIMIT;
 
     fn refused(request: Request) -> String {
-        let report = request.check(LIMIT, |slot| slot == 9).unwrap_err();
+        let report = request.check(LIMIT.into(), |slot| slot == 9.into()).unwrap_err();
         String::from_utf8(report.to_vec()).unwrap()
     }
 

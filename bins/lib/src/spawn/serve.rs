@@ -13,6 +13,7 @@ use super::hosts::{Ceilings, Hosts};
 use super::ledger::{Claim, Claimed, Earlier, Key, Ledger, Message};
 use super::line::{self, Line};
 use super::request::{Parser, Request};
+use super::slot::{LIMIT_WIDE, Slot, WIDE, Width};
 use super::{TOGETHER_BYTES, TOGETHER_MAX, report};
 use crate::sys::memory::die_with_parent;
 use crate::sys::process::{self, End, fork_child};
@@ -49,6 +50,10 @@ pub trait Delivery {
     fn owner(&self) -> Uid;
     /// How many deliveries may be asked for at once: the first byte.
     fn limit(&self) -> u8;
+    /// How slots are written. Wide ones have a limit of their own.
+    fn width(&self) -> Width {
+        Width::Narrow
+    }
     /// Whether recipients of one message at one host may be given to one child.
     fn together(&self) -> bool {
         false
@@ -158,13 +163,13 @@ pub fn serve(delivery: &impl Delivery, mut ledger: Ledger, null: Option<OwnedFd>
         delivery,
         ledger,
         null,
-        parser: Parser::default(),
+        parser: Parser::new(delivery.width()),
         arrived: Vec::new(),
         jobs: Vec::new(),
         id: 0,
         hosts: delivery.ceilings().map(Hosts::new),
         behind: VecDeque::new(),
-        waiting: vec![delivery.limit()],
+        waiting: greeting(delivery),
         more_requests: true,
         deaf: false,
     };
@@ -172,6 +177,19 @@ pub fn serve(delivery: &impl Delivery, mut ledger: Ledger, null: Option<OwnedFd>
         spawner.step().map_err(|e| Trouble::temporary("unable to wait for events").because(e))?;
     }
     Ok(())
+}
+
+/// The first byte, and the word on wide slots: in one piece, or who reads it could not know that there is more.
+fn greeting(delivery: &impl Delivery) -> Vec<u8> {
+    let word = if delivery.width() == Width::Wide { WIDE } else { b"" };
+    [&[delivery.limit()], word].concat()
+}
+
+fn limit(delivery: &impl Delivery) -> u16 {
+    match delivery.width() {
+        Width::Narrow => u16::from(delivery.limit()),
+        Width::Wide => LIMIT_WIDE,
+    }
 }
 
 impl<D: Delivery> Spawner<'_, D> {
@@ -301,7 +319,7 @@ impl<D: Delivery> Spawner<'_, D> {
         self.say(&reports);
     }
 
-    fn report(&mut self, slot: u8, report: &[u8]) {
+    fn report(&mut self, slot: Slot, report: &[u8]) {
         self.say(&report::encode(slot, report));
     }
 
@@ -361,7 +379,7 @@ impl<D: Delivery> Spawner<'_, D> {
         // Half a request: its writer is at work, and what comes may travel with what is here.
         if self.parser.is_within()
             && self.delivery.together()
-            && self.arrived.len() < usize::from(self.delivery.limit())
+            && self.arrived.len() < usize::from(limit(self.delivery))
         {
             return;
         }
@@ -379,7 +397,7 @@ impl<D: Delivery> Spawner<'_, D> {
                 let begun = self.jobs.iter().flat_map(|job| &job.requests);
                 begun.chain(self.behind.iter().flatten()).chain(&row).any(|r| r.slot == slot)
             };
-            if let Err(refusal) = request.check(self.delivery.limit(), busy) {
+            if let Err(refusal) = request.check(limit(self.delivery), busy) {
                 self.report(request.slot, refusal);
                 continue;
             }
@@ -456,7 +474,7 @@ impl<D: Delivery> Spawner<'_, D> {
     }
 
     fn start_all(&mut self, wanted: Vec<Wanted>, message: Result<OwnedFd, &'static [u8]>) {
-        let slots: Vec<u8> = wanted.iter().map(|wanted| wanted.request.slot).collect();
+        let slots: Vec<Slot> = wanted.iter().map(|wanted| wanted.request.slot).collect();
         if let Err(refusal) = message.and_then(|message| self.start(wanted, message)) {
             slots.into_iter().for_each(|slot| self.report(slot, refusal));
         }
@@ -788,9 +806,9 @@ const NO_FORK: &[u8] = b"Zqmail-spawn unable to fork. (#4.3.0)\n";
 /// Whether these are the reports of a child beside these requests, all and whole.
 fn is_whole(mut reports: &[u8], requests: &[Request]) -> bool {
     for request in requests {
-        let Some((slot, text)) = reports.split_first() else { return false };
+        let Some((slot, text)) = request.slot.width().split(reports) else { return false };
         let Some(end) = text.iter().position(|byte| *byte == 0) else { return false };
-        if *slot != request.slot {
+        if slot != request.slot {
             return false;
         }
         reports = text.get(end + 1..).unwrap_or_default();
@@ -812,9 +830,15 @@ mod tests {
 
     #[test]
     fn only_all_reports_of_a_child_are_whole() {
-        let request = |slot| Request { slot, path: vec![], sender: vec![], recipient: vec![], cut: false };
+        let request = |slot: u8| Request {
+            slot: slot.into(),
+            path: vec![],
+            sender: vec![],
+            recipient: vec![],
+            cut: false,
+        };
         let requests = [request(0), request(7)];
-        let whole = [report::encode(0, b"Kdone\n"), report::encode(7, b"Z")].concat();
+        let whole = [report::encode(0.into(), b"Kdone\n"), report::encode(7.into(), b"Z")].concat();
         assert!(is_whole(&whole, &requests));
         for length in 0..whole.len() {
             assert!(!is_whole(whole.get(..length).unwrap(), &requests), "cut to {length}");
@@ -861,7 +885,13 @@ mod tests {
             more_requests: true,
             deaf: false,
         };
-        let request = |slot| Request { slot, path: vec![], sender: vec![], recipient: vec![], cut: false };
+        let request = |slot: u8| Request {
+            slot: slot.into(),
+            path: vec![],
+            sender: vec![],
+            recipient: vec![],
+            cut: false,
+        };
         for (end, otherwise) in [(End::Crash(9), b"Zcrashed\n".as_slice()), (End::Exit(0), LOST)] {
             // Done, not done, without a row.
             let claim = spawner.ledger.claim(&[(1, Some([1; 24])), (1, Some([2; 24])), (1, None)]);
@@ -881,7 +911,7 @@ mod tests {
             let wanted = [(0, UNHEARD), (1, otherwise), (2, otherwise)];
             assert_eq!(
                 std::mem::take(&mut spawner.waiting),
-                wanted.map(|(slot, text)| report::encode(slot, text)).concat()
+                wanted.map(|(slot, text): (u8, _)| report::encode(slot.into(), text)).concat()
             );
         }
         std::fs::remove_file(&name).unwrap();
