@@ -89,7 +89,7 @@ mod tests {
             let slot = Slot::of(number, width).unwrap();
             assert_eq!(slot.encode(), written);
             assert_eq!(width.split(&[written, b"rest"].concat()), Some((slot, b"rest".as_slice())));
-            assert_eq!(width.split(written.get(1..).unwrap()).is_some(), false);
+            assert!(width.split(written.get(1..).unwrap()).is_none());
         }
         assert_eq!(Slot::of(256, Width::Narrow), None);
         assert_eq!(Slot::of(65_536, Width::Wide), None);
@@ -98,7 +98,7 @@ mod tests {
     #[test]
     fn to_who_does_not_know_of_them_the_word_is_a_report() {
         let mut reports = crate::queue::report::Reports::default();
-        let said = reports.feed(&WIDE.to_vec());
+        let said = reports.feed(WIDE);
         assert_eq!(said.len(), 1);
         assert_eq!(said[0].slot, Slot::from(255));
         assert!(!b"KZD".contains(&said[0].letter.unwrap()));
