@@ -45,6 +45,8 @@ else:
     right = secret == password
 if not right:
     sys.exit(3 if name == b"joe" and secret == b"three" else 1)
+if "CHECKER_HOME" in os.environ:
+    os.chdir(os.environ["CHECKER_HOME"])
 os.execvpe(sys.argv[1], sys.argv[1:], dict(os.environ, USER=name.decode(), HOME=os.environ.get("CHECKER_HOME", "/")))
 """
 

@@ -267,7 +267,7 @@ class Foreign(unittest.TestCase):
 
         def login():
             with Line.connect(110) as client:
-                client.expect("+OK <...>")
+                client.expect("+OK ready")
                 client.send("USER joe\r\n")
                 client.expect("+OK...")
                 client.send(f"PASS {PASSWORD}\r\n")

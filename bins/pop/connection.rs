@@ -78,6 +78,8 @@ impl Sink for Client {
             match send(fd::OUT.0, piece, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL) {
                 Ok(n) => piece = piece.get(n..).unwrap_or_default(),
                 Err(Errno::EINTR | Errno::EAGAIN) => {}
+                // It was a socket before TLS took its place.
+                Err(Errno::ENOTSOCK) => return timed::write_all(fd::OUT, piece, deadline),
                 Err(errno) => return Err(errno),
             }
         }

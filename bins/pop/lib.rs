@@ -2,6 +2,8 @@
 //! over anything
 #![forbid(unsafe_code)]
 
+#[path = "qmail-popup/access.rs"]
+pub mod access;
 pub mod connection;
 pub mod login;
 #[path = "qmail-pop3d/maildrop.rs"]

@@ -6,7 +6,8 @@
 //! fd 0, 1    the client; the subprogram gets them too, and fd 3 with name, password, timestamp
 //! exit       1 always: the session is the subprogram's
 //! env        as qmaild the variables of qmail::auth::door go with a login; else the subprogram inherits all
-//! touches    as qmaild run/auth
+//!            POP3AUTH SSLCTLFD SSLREADFD SSLWRITEFD TLS_*: which logins there are
+//! touches    as qmaild run/auth; reads control/
 //! jail       as qmaild the connection and run/auth, no file, no exec; the classic way rlimits, and in the child that
 //!            talks the connection alone
 //!
@@ -20,17 +21,19 @@ use jail::{Jail, programs};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Uid;
+use pop::access::Access;
 use pop::connection::Answers;
-use pop::login::{LOGIN_FIELDS, Unread, talk};
+use pop::login::{Unread, talk};
 use qmail::auth::door::{self, Answer, Request};
-use qmail::auth::{Secret, wipe};
+use qmail::auth::{SIGNATURE_FD, SIGNATURE_VARIABLE, Secret, Signature, wipe};
+use qmail::environ::Environ;
 use qmail::home::Home;
-use qmail::pop3::LINE_MAX;
 use qmail::program::{self, Args, Program, Voice};
 use qmail::sys::memory;
 use qmail::sys::process::{self, End};
 use qmail::timed::{self, Deadline};
 use qmail::trouble::Trouble;
+use qmail::ucspitls::Facts;
 use qmail::{date, environ, fd};
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -38,8 +41,11 @@ use std::os::fd::{AsRawFd, OwnedFd};
 /// that talks for longer is not talking any more.
 const TALK_SECONDS: u64 = 400;
 
-/// What a checker is told: name and password are less than a line each.
-const FIELDS_MAX: usize = 4 * LINE_MAX;
+/// What a checker is told, and what is known of a TLS session.
+const FIELDS_MAX: usize = 128 * 1024;
+
+/// Name, secret and timestamp or challenge; with mechanism, service and address.
+const FIELDS: [usize; 2] = [3, 6];
 
 /// What a checker that cannot be executed exits with; answered as every temporary trouble.
 const NOT_RUN: i32 = qmail::exits::TEMPORARY;
@@ -71,17 +77,24 @@ fn session(args: &Args, answers: &mut Answers) -> Result<(), Errno> {
     let mut timestamp = format!("<{}.{}@", std::process::id(), date::now()).into_bytes();
     timestamp.extend_from_slice(host);
     timestamp.push(b'>');
+    let mut access = match Access::read(home.as_ref().map(Home::control).as_ref(), host) {
+        Ok(access) => access,
+        Err(trouble) => return not_set_up(answers, &trouble),
+    };
     match &home {
         Some(home) if is_behind_door(home) => {
             // Here everything is in one process, which has nobody's rights and executes nothing.
             if let Err(trouble) = Jail::of(&programs::QMAIL_POPUP).home(home).close() {
                 return not_set_up(answers, &trouble);
             }
-            let Some(fields) = talk(Unread::default(), answers, &timestamp)? else { return Ok(()) };
-            ask(answers, home, subprogram, fields)
+            access.whole = true;
+            let Some(fields) = talk(Unread::default(), answers, &timestamp, &mut access)? else {
+                return Ok(());
+            };
+            ask(answers, home, subprogram, fields, &access.facts)
         }
-        home => match talk_in_child(answers, home.as_ref(), &timestamp)? {
-            Some(fields) => check(answers, subprogram, fields),
+        home => match talk_in_child(answers, home.as_ref(), &timestamp, &mut access)? {
+            Some(fields) => check(answers, subprogram, fields, &access.facts),
             None => Ok(()),
         },
     }
@@ -103,7 +116,8 @@ fn talk_in_child(
     answers: &mut Answers,
     home: Option<&Home>,
     timestamp: &[u8],
-) -> Result<Option<Vec<u8>>, Errno> {
+    access: &mut Access,
+) -> Result<Option<Secret>, Errno> {
     if let Err(trouble) = Jail::of(&programs::QMAIL_POPUP_CLASSIC).close() {
         return not_set_up(answers, &trouble).map(|()| None);
     }
@@ -121,9 +135,11 @@ fn talk_in_child(
             let _ = answers.err("[SYS/TEMP] this server is not set up").and_then(|()| answers.flush());
             return NOT_RUN;
         }
-        if let Ok(Some(mut fields)) = talk(Unread::default(), answers, timestamp) {
+        if let Ok(Some(fields)) = talk(Unread::default(), answers, timestamp, access) {
+            let list = if access.upgraded { access.facts.list() } else { Vec::new() };
+            let length = u32::try_from(list.len()).unwrap_or(0).to_be_bytes();
+            let _ = fd::write_all(&write, &[length.as_slice(), &list].concat());
             let _ = fd::write_all(&write, &fields);
-            wipe(&mut fields);
         }
         qmail::exits::SUCCESS
     });
@@ -132,10 +148,24 @@ fn talk_in_child(
     let fields = read_fields(&read);
     let _ = kill(pid, Signal::SIGKILL); // it has said everything, or nothing that counts
     let _ = process::wait(pid);
+    let Ok(said) = fields else { return Ok(None) };
+    let Some((length, rest)) = said.split_first_chunk() else { return Ok(None) };
+    let Some((list, fields)) =
+        usize::try_from(u32::from_be_bytes(*length)).ok().and_then(|n| rest.split_at_checked(n))
+    else {
+        return Ok(None);
+    };
     // All of them or none.
-    Ok(fields.ok().filter(|fields| {
-        fields.ends_with(b"\0") && fields.iter().filter(|b| **b == 0).count() == LOGIN_FIELDS
-    }))
+    let count = fields.iter().filter(|b| **b == 0).count();
+    if !(fields.ends_with(b"\0") && FIELDS.contains(&count)) {
+        return Ok(None);
+    }
+    if !list.is_empty() {
+        let (Some(offer), Some(facts)) = (access.tls.take(), Facts::parse(list)) else { return Ok(None) };
+        offer.adopt()?;
+        access.facts = facts;
+    }
+    Ok(Some(Secret(fields.to_vec())))
 }
 
 /// Root's child talks as qmaild, where there is one.
@@ -151,9 +181,9 @@ fn give_up_root(home: Option<&Home>) -> bool {
 }
 
 /// What the child gives, to its end.
-fn read_fields(pipe: &OwnedFd) -> Result<Vec<u8>, Errno> {
+fn read_fields(pipe: &OwnedFd) -> Result<Secret, Errno> {
     let deadline = Deadline::seconds(TALK_SECONDS);
-    let mut fields = Vec::with_capacity(FIELDS_MAX);
+    let mut fields = Secret(Vec::with_capacity(FIELDS_MAX));
     let mut chunk = [0u8; 1024];
     loop {
         let n = timed::read(pipe, &mut chunk, deadline)?;
@@ -163,14 +193,20 @@ fn read_fields(pipe: &OwnedFd) -> Result<Vec<u8>, Errno> {
         if fields.len() + n > FIELDS_MAX {
             return Err(Errno::EFBIG);
         }
-        fields.extend_from_slice(chunk.get(..n).unwrap_or_default());
+        fields.0.extend_from_slice(chunk.get(..n).unwrap_or_default());
         wipe(&mut chunk);
     }
 }
 
 /// Has qmail-authd run the subprogram, and stays until the session has ended.
-fn ask(answers: &mut Answers, home: &Home, words: &[Vec<u8>], fields: Vec<u8>) -> Result<(), Errno> {
-    match door::ask(home, Request::new(Secret(fields), words), fd::IN, fd::OUT) {
+fn ask(
+    answers: &mut Answers,
+    home: &Home,
+    words: &[Vec<u8>],
+    fields: Secret,
+    facts: &Facts,
+) -> Result<(), Errno> {
+    match door::ask(home, Request::with(fields, words, facts.all()), fd::IN, fd::OUT) {
         Ok(Answer { code: 0, .. }) => Ok(()),
         Ok(Answer { code, .. }) => refuse(answers, code),
         Err(trouble) => {
@@ -181,14 +217,26 @@ fn ask(answers: &mut Answers, home: &Home, words: &[Vec<u8>], fields: Vec<u8>) -
 }
 
 /// Runs the subprogram, which is the session when it accepts, and answers for it when it does not.
-fn check(answers: &mut Answers, subprogram: &[Vec<u8>], mut fields: Vec<u8>) -> Result<(), Errno> {
+fn check(answers: &mut Answers, subprogram: &[Vec<u8>], fields: Secret, facts: &Facts) -> Result<(), Errno> {
     let name = subprogram.first().map(Vec::as_slice).unwrap_or_default();
     let Some(path) = program::find(name) else {
         warn(&Trouble::unable("run", name, Errno::ENOENT));
         return refuse(answers, NOT_RUN);
     };
     let Ok((read, write)) = fd::pipe() else { return answers.err("[SYS/TEMP] unable to open pipe") };
-    let command = process::Command::new(path, subprogram).descriptor(&read, 3);
+    let Ok(signature) = Signature::wanted(&fields) else {
+        return answers.err("[SYS/TEMP] unable to make a file");
+    };
+    let mut environ = Environ::inherited();
+    facts.all().iter().for_each(|(name, value)| environ.set(name, value));
+    if signature.is_some() {
+        environ.set(SIGNATURE_VARIABLE, SIGNATURE_FD.to_string());
+    }
+    let command = process::Command::new(path, subprogram).environ(&environ).descriptor(&read, 3);
+    let command = match &signature {
+        Some(signature) => command.descriptor(signature, SIGNATURE_FD),
+        None => command,
+    };
     let Ok(pid) = process::fork_child(|| {
         warn(&Trouble::unable("run", name, command.exec()));
         NOT_RUN
@@ -198,7 +246,7 @@ fn check(answers: &mut Answers, subprogram: &[Vec<u8>], mut fields: Vec<u8>) -> 
     drop(command);
     drop(read);
     let written = fd::write_all(&write, &fields);
-    wipe(&mut fields);
+    drop(fields);
     drop(write);
     let end = process::wait(pid);
     match (written, end) {

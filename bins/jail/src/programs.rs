@@ -352,7 +352,7 @@ pub static QMAIL_PW2U: Profile =
 pub static QMAIL_POPUP: Profile = Profile::jail("qmail-popup", "qmaild")
     .files(&[own(&[place(Home("run"), LIST)])])
     .network(Network::Local("the connection; sockets of this machine (`run/auth`)"))
-    .calls(&[&RUN, &FILES, &TALK, &UNIX]);
+    .calls(&[&RUN, &FILES, &TALK, &UNIX, &UPGRADE]);
 
 pub static QMAIL_POPUP_CLASSIC: Profile =
     Profile::limits("qmail-popup", "root, or the owner", "its arguments").part("the classic way");
@@ -360,7 +360,7 @@ pub static QMAIL_POPUP_CLASSIC: Profile =
 pub static QMAIL_POPUP_TALKING: Profile = Profile::jail("qmail-popup", "qmaild, or the owner")
     .part("the classic way, the child that talks")
     .network(Network::Local("the connection"))
-    .calls(&[&RUN, &TALK]);
+    .calls(&[&RUN, &TALK, &PATCH, &UPGRADE]);
 
 pub static AUTHASK: Profile = Profile::jail("authask", "its caller")
     .files(&[own(&[place(Home("run"), LIST)])])

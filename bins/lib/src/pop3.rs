@@ -16,6 +16,7 @@ const UIDL_MAX: usize = 70;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verb {
     Apop,
+    Auth,
     Capa,
     Dele,
     Last,
@@ -26,13 +27,15 @@ pub enum Verb {
     Retr,
     Rset,
     Stat,
+    Stls,
     Top,
     Uidl,
     User,
+    Utf8,
     Unknown,
 }
 
-const VERBS: [(&[u8], Verb); 14] = [
+const VERBS: [(&[u8], Verb); 17] = [
     (b"APOP", Verb::Apop),
     (b"CAPA", Verb::Capa),
     (b"DELE", Verb::Dele),
@@ -47,6 +50,9 @@ const VERBS: [(&[u8], Verb); 14] = [
     (b"TOP", Verb::Top),
     (b"UIDL", Verb::Uidl),
     (b"USER", Verb::User),
+    (b"AUTH", Verb::Auth),
+    (b"STLS", Verb::Stls),
+    (b"UTF8", Verb::Utf8),
 ];
 
 /// One command line.

@@ -64,6 +64,11 @@ impl Facts {
         facts.is_tls().then_some(facts)
     }
 
+    /// As `parse` reads it.
+    pub fn list(&self) -> Vec<u8> {
+        self.0.iter().flat_map(|(name, value)| [name.as_slice(), b"=", value, b"\0"].concat()).collect()
+    }
+
     pub fn is_tls(&self) -> bool {
         ["TLS_PROTOCOL", "SSL_PROTOCOL"].iter().any(|name| self.get(name).is_some_and(|v| !v.is_empty()))
     }
@@ -119,6 +124,12 @@ impl Offer {
         let deadline = Deadline::seconds(HANDSHAKE_SECONDS);
         timed::write_all(self.control, b"Y", deadline)?;
         let facts = read_facts(self.control, deadline)?;
+        self.adopt()?;
+        Ok(facts)
+    }
+
+    /// In a parent whose child has begun: 0 and 1 are the session here as well.
+    pub fn adopt(self) -> Result<(), Errno> {
         nix::unistd::dup2_stdin(self.read)?;
         nix::unistd::dup2_stdout(self.write)?;
         process::close(self.control.0);
@@ -126,7 +137,7 @@ impl Offer {
         if self.write != self.read {
             process::close(self.write.0);
         }
-        Ok(facts)
+        Ok(())
     }
 }
 

@@ -3,6 +3,7 @@
 //! called by  the checker that qmail-popup runs       runs as  the mailbox's owner, never uid 0
 //! argument   maildir, relative to the working directory (the user's home)
 //! fd 0, 1    the client
+//! fd 4       where SASL_SIGNATURE_FD is set: what the checker wrote there, for the client of SCRAM
 //! exit       0; 1 when invoked as uid 0
 //! jail       maildir/{tmp,new,cur}, maildir/maildirsize (appends), maildir/dovecot-uidlist (reads); no
 //!            other file, no new connection, no exec
@@ -17,9 +18,10 @@ use nix::unistd::Uid;
 use pop::connection::Answers;
 use pop::maildrop::{self, Maildrop};
 use pop::session;
+use qmail::auth::{SIGNATURE_FD, SIGNATURE_VARIABLE, read_signature};
 use qmail::program::{Args, Program, Voice};
 use qmail::trouble::Trouble;
-use qmail::{date, fd};
+use qmail::{date, environ, fd};
 
 fn main() {
     Program::new("qmail-pop3d", "qmail-pop3d maildir").voice(Voice::Bare).run(pop3d)
@@ -47,10 +49,17 @@ fn serve(args: &Args, answers: &mut Answers) -> Result<(), Errno> {
         let _ = fd::write_all(fd::ERR, &[b"qmail-pop3d: fatal: ", trouble.text().as_slice(), b"\n"].concat());
         return answers.err("[SYS/TEMP] unable to open $HOME/Maildir");
     }
+    let signature = environ::get(SIGNATURE_VARIABLE).map(|_| read_signature(fd::Standard(SIGNATURE_FD)));
     let now = date::now();
     maildrop::clean_tmp(now);
     match Maildrop::scan(now) {
-        Ok(maildrop) => session::run(maildrop, fd::IN, answers),
+        Ok(maildrop) => match signature {
+            None => session::run(maildrop, fd::IN, answers),
+            Some(signature) if signature.is_empty() => {
+                answers.err("[SYS/PERM] the checker does not know SCRAM")
+            }
+            Some(signature) => session::run_signed(&signature, maildrop, fd::IN, answers),
+        },
         Err(_) => answers.err("[SYS/TEMP] unable to scan $HOME/Maildir"),
     }
 }

@@ -6,6 +6,7 @@ use crate::maildrop::Maildrop;
 use nix::errno::Errno;
 use qmail::fd;
 use qmail::pop3::{self, Command, LINE_MAX, Stuffer, Top, Verb};
+use qmail::sasl;
 use qmail::timed::{Deadline, Line, Reader, Sink, Source};
 
 /// A client that has not sent a whole command for so long is gone (rfc1939:3 wants at least 600).
@@ -14,10 +15,41 @@ const IDLE_SECONDS: u64 = 1200;
 /// One read of a message.
 const CHUNK: usize = 64 * 1024;
 
+/// The client's answer to the server's signature is an empty line, or `*`.
+const ANSWER_MAX: usize = 512;
+
+/// For that it has as long as for the rest of its login.
+const ANSWER_SECONDS: u64 = 60;
+
 /// Serves the client until it leaves. An error is a client that cannot be talked to any more.
 pub fn run(maildrop: Maildrop, client: impl Source, answers: &mut Answers<impl Sink>) -> Result<(), Errno> {
-    let mut session = Session { maildrop, answers, last: 0 };
+    serve(maildrop, Reader::new(client), answers)
+}
+
+/// The same behind a login by SCRAM, which is not over before the client has seen the server's signature (rfc5034:4).
+pub fn run_signed(
+    signature: &[u8],
+    maildrop: Maildrop,
+    client: impl Source,
+    answers: &mut Answers<impl Sink>,
+) -> Result<(), Errno> {
     let mut input = Reader::new(client);
+    let challenge = sasl::encode(&[b"v=", signature].concat());
+    answers.put(&[b"+ ", challenge.as_slice(), b"\r\n"].concat())?;
+    answers.flush()?;
+    input.set_overall(Deadline::seconds(ANSWER_SECONDS));
+    match input.line(b'\n', ANSWER_MAX)? {
+        Line::Whole(line) if matches!(line.as_slice(), b"" | b"\r") => serve(maildrop, input, answers),
+        _ => answers.err("[AUTH] authorization failed"),
+    }
+}
+
+fn serve(
+    maildrop: Maildrop,
+    mut input: Reader<impl Source>,
+    answers: &mut Answers<impl Sink>,
+) -> Result<(), Errno> {
+    let mut session = Session { maildrop, answers, last: 0 };
     session.answers.ok("")?;
     loop {
         // Commands that came together are answered together.

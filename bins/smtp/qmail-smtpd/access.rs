@@ -5,8 +5,9 @@ use crate::submission::Submission;
 use qmail::cdb;
 use qmail::control::{Control, Set};
 use qmail::environ;
+use qmail::sasl::Mechanism;
 use qmail::sasl::scram::Params;
-use qmail::sasl::{MECHANISMS, Mechanism};
+use qmail::sasl::words::{Have, Words};
 use qmail::trouble::Trouble;
 
 /// Public parameters of SCRAM by account, made by who sets passwords.
@@ -50,7 +51,8 @@ impl Access {
         let words = Words::parse(setting.as_deref().unwrap_or_default());
         let scram = if checker { read_scram(control)? } else { None };
         let certificates = control.set("tlsclients")?.unwrap_or_default();
-        let wanted = words.mechanisms(checker, scram.is_some(), !certificates.is_empty());
+        let have = Have { checker, keys: scram.is_some(), certificates: !certificates.is_empty() };
+        let wanted = words.mechanisms(&have);
         Ok(Access {
             wanted,
             required: words.required || submission.is_some(),
@@ -107,83 +109,4 @@ fn read_scram(control: &Control) -> Result<Option<Scram>, Trouble> {
     };
     let secret = control.line(SECRET)?;
     Ok(secret.filter(|secret| !secret.is_empty()).map(|secret| Scram { params, secret }))
-}
-
-/// SMTPAUTH, as the AUTH patches have it: empty is PLAIN and LOGIN, `+cram` adds to them, `cram` is
-/// instead of them, `-` is nothing, and `!` in front means that there is no mail without a login. `scram` and
-/// `external` are ours; SCRAM is there unasked where passwords have keys for it, unless others are listed.
-#[derive(Debug, PartialEq, Eq)]
-struct Words {
-    required: bool,
-    off: bool,
-    listed: Option<Vec<Vec<u8>>>,
-    more: Vec<Vec<u8>>,
-}
-
-impl Words {
-    fn parse(text: &[u8]) -> Words {
-        let required = text.starts_with(b"!");
-        let text = text.strip_prefix(b"!").unwrap_or(text).trim_ascii();
-        let split = |text: &[u8]| -> Vec<Vec<u8>> {
-            let words = text.split(|b| matches!(b, b'+' | b' ' | b','));
-            words.filter(|word| !word.is_empty()).map(<[u8]>::to_ascii_lowercase).collect()
-        };
-        let off = text == b"-";
-        if off || text.is_empty() || text.starts_with(b"+") {
-            return Words { required, off, listed: None, more: if off { Vec::new() } else { split(text) } };
-        }
-        Words { required, off, listed: Some(split(text)), more: Vec::new() }
-    }
-
-    fn mechanisms(&self, checker: bool, keys: bool, certificates: bool) -> Vec<Mechanism> {
-        if self.off {
-            return Vec::new();
-        }
-        let named = |word: &str| {
-            let all = self.listed.as_ref().unwrap_or(&self.more);
-            all.iter().any(|listed| listed == word.as_bytes())
-        };
-        let default = self.listed.is_none();
-        let is_wanted = |mechanism: &Mechanism| match mechanism {
-            Mechanism::Plain => checker && (default || named("plain")),
-            Mechanism::Login => checker && (default || named("login") || named("plain")),
-            Mechanism::CramMd5 => checker && (named("cram") || named("cram-md5")),
-            Mechanism::ScramSha256 | Mechanism::ScramSha256Plus => {
-                checker && keys && (default || named("scram"))
-            }
-            Mechanism::External => certificates && (default || named("external")),
-        };
-        MECHANISMS.into_iter().filter(is_wanted).collect()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn names(setting: &str, keys: bool, certificates: bool) -> String {
-        let mechanisms = Words::parse(setting.as_bytes()).mechanisms(true, keys, certificates);
-        mechanisms.iter().map(|m| m.name()).collect::<Vec<_>>().join(" ")
-    }
-
-    #[test]
-    fn smtpauth_says_what_is_offered() {
-        assert_eq!(names("", false, false), "LOGIN PLAIN");
-        assert_eq!(names("!", false, false), "LOGIN PLAIN");
-        assert_eq!(names("+cram", false, false), "LOGIN PLAIN CRAM-MD5");
-        assert_eq!(names("!+cram", false, false), "LOGIN PLAIN CRAM-MD5");
-        assert_eq!(names("cram", true, false), "CRAM-MD5");
-        assert_eq!(names("-", true, true), "");
-        assert_eq!(names("!-", true, true), "");
-        assert_eq!(names("", true, true), "LOGIN PLAIN SCRAM-SHA-256 SCRAM-SHA-256-PLUS EXTERNAL");
-        assert_eq!(names("scram", true, true), "SCRAM-SHA-256 SCRAM-SHA-256-PLUS");
-        assert_eq!(names("scram+external", false, true), "EXTERNAL");
-    }
-
-    #[test]
-    fn without_a_checker_only_certificates_count() {
-        let words = Words::parse(b"!+cram");
-        assert!(words.required);
-        assert_eq!(words.mechanisms(false, true, true), [Mechanism::External]);
-    }
 }

@@ -4,6 +4,7 @@
 
 use fuzz::dialogue::{Client, Ending, Event, written_out};
 use fuzz::fuzz_target;
+use pop::access::Access;
 use pop::connection::Answers;
 use pop::login::talk;
 use std::sync::OnceLock;
@@ -94,10 +95,14 @@ impl Model {
                 }
                 _ => self.fail("syntax error"),
             },
-            b"CAPA" => {
-                self.say("+OK \r\nUSER\r\nTOP\r\nUIDL\r\nPIPELINING\r\nRESP-CODES\r\nAUTH-RESP-CODE\r\n.")
-            }
+            b"CAPA" => self.say(
+                "+OK \r\nUSER\r\nTOP\r\nUIDL\r\nPIPELINING\r\nRESP-CODES\r\nAUTH-RESP-CODE\r\nUTF8 USER\r\n.",
+            ),
             b"NOOP" => self.say("+OK "),
+            b"UTF8" if argument.split(|b| *b == b' ').all(|word| word.is_empty()) => self.say("+OK "),
+            b"UTF8" => self.fail("syntax error"),
+            b"AUTH" if argument.split(|b| *b == b' ').all(|word| word.is_empty()) => self.say("+OK \r\n."),
+            b"AUTH" => self.fail("no such mechanism"),
             b"QUIT" => {
                 self.say("+OK ");
                 self.over = true;
@@ -130,14 +135,17 @@ fuzz_target!(|input: (u8, u8, &[u8])| {
         .ending(ending)
         .taking(usize::from(patience >> 1) * 16);
     let mut answers = Answers::to(&client);
-    let login = talk(&client, &mut answers, TIMESTAMP).and_then(|login| answers.flush().map(|()| login));
+    let mut access = Access::default();
+    access.apop = true;
+    let login =
+        talk(&client, &mut answers, TIMESTAMP, &mut access).and_then(|login| answers.flush().map(|()| login));
     let whole = client.took_all();
     client.finish();
     if !whole {
         assert!(login.is_err());
         return;
     }
-    let fields = login.unwrap_or_default();
+    let fields = login.unwrap_or_default().map(|fields| fields.to_vec());
     let expected = model
         .login
         .map(|(name, secret)| [&name, b"\0".as_slice(), &secret, b"\0", TIMESTAMP, b"\0"].concat());

@@ -180,6 +180,13 @@ impl<F: FnMut(Event<'_>)> Source for &Client<F> {
     }
 }
 
+/// It waits for the answer to each command that needs one before it sends more.
+impl<F> pop::login::Pending for &Client<F> {
+    fn has_more(&self) -> bool {
+        false
+    }
+}
+
 impl<F> Sink for &Client<F> {
     fn write_all(&self, bytes: &[u8], _: Deadline) -> Result<(), Errno> {
         let mut answers = self.answers.borrow_mut();

@@ -3,7 +3,7 @@
 //! `server` asks, `client` answers: state machines fed with what the other side said, base64 taken off, that
 //! give what to say next. They do no I/O, draw no random numbers and read no passwords from anywhere.
 //! `scram` has messages and keys of SCRAM, `digest` HMAC, PBKDF2 and MD5, `prep` the preparation of names and
-//! passwords (RFC 4013, in part). RFC 4422, 4616, 2195, 5802, 7677, 9266.
+//! passwords (RFC 4013, in part), `words` what an administrator wants of it. RFC 4422, 4616, 2195, 5802, 7677, 9266.
 #![forbid(unsafe_code)]
 
 pub mod client;
@@ -11,6 +11,7 @@ pub mod digest;
 pub mod prep;
 pub mod scram;
 pub mod server;
+pub mod words;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
