@@ -277,10 +277,10 @@ pub static MAILDIRMAKE: Profile =
 
 pub static QMAIL_REMOTE: Profile = Profile::jail("qmail-remote", "qmailr")
     .network(Network::Ports("TCP to the port of SMTP (or of the route) and those of the DNS servers; UDP"))
-    .calls(&[&RUN, &TALK, &INTERNET, &PATCH, &LOCK, &NARROW]);
+    .calls(&[&RUN, &TALK, &INTERNET, &PATCH, &LOCK, &NARROW, &PAIR]);
 
 pub static QMAIL_REMOTE_TALKING: Profile = Profile::jail("qmail-remote", "qmailr")
-    .part("once it is connected")
+    .part("once a host is chosen")
     .network(Network::Ports("the one connection"))
     .calls(&[&RUN, &TALK])
     .stays();

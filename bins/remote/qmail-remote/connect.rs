@@ -1,49 +1,49 @@
-//! connect - the first address that takes a connection
+//! connect - a connection to an address
 //!
 //! The table of hosts that timed out lately (tcpto) is a courtesy to our own slots: whoever may not
 //! write it goes on as if it were empty. It has room for IPv4 only.
 #![forbid(unsafe_code)]
 
+use crate::dialogue::Wire;
 use crate::hosts::Place;
 use crate::report::{self, Report};
 use nix::errno::Errno;
 use qmail::{date, tcpto, trouble};
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
 use std::time::Duration;
 
-/// Tries one after the other. Whoever takes the connection gets the message or says why not: no further
-/// address is tried after that.
-pub fn first(
-    places: &[Place],
+/// Connects to one address; None when it does not take the connection, and the next one is to be tried.
+pub fn to(
+    place: &Place,
     port: u16,
     patience: Duration,
     table: Option<&tcpto::File>,
-) -> Result<(IpAddr, TcpStream), Report> {
-    for place in places {
-        let past = Past::of(place.ip, table);
-        if past == Past::TimedOutLately {
-            continue;
-        }
-        match TcpStream::connect_timeout(&SocketAddr::new(place.ip, port), patience) {
-            Ok(stream) => {
-                past.answered(place.ip, table);
-                // Commands are small and each waits for its answer. Without it they are only slower.
-                let _ = stream.set_nodelay(true);
-                // A write must never wait in the kernel, where no deadline reaches it.
-                stream.set_nonblocking(true).map_err(|_| report::no_resources())?;
-                return Ok((place.ip, stream));
-            }
-            Err(error) if error.kind() == ErrorKind::TimedOut => timed_out(place.ip, table),
-            Err(error) => match trouble::errno(&error) {
-                Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM => {
-                    return Err(report::no_resources());
-                }
-                _ => past.answered(place.ip, table),
-            },
-        }
+) -> Result<Option<Wire>, Report> {
+    let past = Past::of(place.ip, table);
+    if past == Past::TimedOutLately {
+        return Ok(None);
     }
-    Err(report::no_connection())
+    match TcpStream::connect_timeout(&SocketAddr::new(place.ip, port), patience) {
+        Ok(stream) => {
+            past.answered(place.ip, table);
+            // Commands are small and each waits for its answer. Without it they are only slower.
+            let _ = stream.set_nodelay(true);
+            // A write must never wait in the kernel, where no deadline reaches it.
+            stream.set_nonblocking(true).map_err(|_| report::no_resources())?;
+            return Ok(Some(Rc::new(OwnedFd::from(stream))));
+        }
+        Err(error) if error.kind() == ErrorKind::TimedOut => timed_out(place.ip, table),
+        Err(error) => match trouble::errno(&error) {
+            Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM => {
+                return Err(report::no_resources());
+            }
+            _ => past.answered(place.ip, table),
+        },
+    }
+    Ok(None)
 }
 
 /// What the table says of an address.

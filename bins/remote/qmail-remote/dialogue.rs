@@ -12,12 +12,14 @@ use crate::message::Message;
 use crate::report::{self, Report};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use qmail::auth::Secret;
 use qmail::quote;
 use qmail::smtp::body::{self, Encoder};
-use qmail::smtp::reply::{Extensions, Parser, Reply};
+use qmail::smtp::reply::{self, Extensions, Parser, Reply};
 use qmail::timed::{Deadline, Reader, Sink, Source};
-use std::net::{IpAddr, TcpStream};
-use std::os::fd::AsFd;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
 use std::time::Duration;
 
 /// Commands sent before their replies are read, in bytes: what the smallest socket buffer takes, so
@@ -38,12 +40,15 @@ const QUIT_PATIENCE: Duration = Duration::from_secs(1);
 const BODY_BUFFER: usize = 64 * 1024;
 
 /// The other end of a connection, or whatever plays it in a test.
-pub trait Server: Source + Sink + Copy {
+pub trait Server: Source + Sink + Clone {
     /// Whether there is something to read, an end included, without waiting for it.
     fn has_spoken(&self) -> bool;
 }
 
-impl Server for &TcpStream {
+/// A connection, or the clear side of an encrypted one. It ends with its session.
+pub type Wire = Rc<OwnedFd>;
+
+impl Server for Wire {
     fn has_spoken(&self) -> bool {
         let mut here = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
         poll(&mut here, PollTimeout::ZERO).is_ok_and(|n| n > 0)
@@ -57,6 +62,10 @@ pub struct Session<S> {
     reader: Reader<S>,
     timeout: Duration,
     extensions: Extensions,
+    /// Of AUTH.
+    mechanisms: Vec<Vec<u8>>,
+    /// What success is told with: the facts of TLS.
+    note: Vec<u8>,
     /// The next reply will be the answer to the next command.
     in_step: bool,
     /// The server said that it stops (421), whatever it was asked.
@@ -94,10 +103,12 @@ impl<S: Server> Session<S> {
     pub fn new(ip: IpAddr, stream: S, timeout: Duration) -> Session<S> {
         Session {
             ip,
+            reader: Reader::with_timeout(stream.clone(), timeout),
             stream,
-            reader: Reader::with_timeout(stream, timeout),
             timeout,
             extensions: Extensions::default(),
+            mechanisms: Vec::new(),
+            note: Vec::new(),
             in_step: true,
             closing: false,
             messages: 0,
@@ -136,6 +147,7 @@ impl<S: Server> Session<S> {
         let reply = self.ask(&[b"EHLO ", name])?;
         if reply.code() == Some(250) {
             self.extensions = Extensions::of(&reply);
+            self.mechanisms = reply::mechanisms(&reply);
             return Ok(());
         }
         let reply = if reply.is_permanent() { self.ask(&[b"HELO ", name])? } else { reply };
@@ -161,7 +173,11 @@ impl<S: Server> Session<S> {
         self.messages = self.messages.saturating_add(1);
         self.begun = false;
         let report = self.transaction(message, sender, recipients, tell).unwrap_or_else(|report| report);
-        if self.begun || self.messages == 1 { Outcome::Report(report) } else { Outcome::NotBegun }
+        if self.begun || self.messages == 1 {
+            Outcome::Report(report.noting(&self.note))
+        } else {
+            Outcome::NotBegun
+        }
     }
 
     /// Both kinds are reports: `Err` only ends the work early.
@@ -315,11 +331,11 @@ impl<S: Server> Session<S> {
     /// The message, the final dot, and the answer that decides.
     fn body(&mut self, message: &mut Message<impl AsFd>) -> Result<Report, Report> {
         self.in_step = false; // a conversation that ends inside the message is not to be continued
-        let (stream, timeout) = (self.stream, self.timeout);
+        let (stream, timeout) = (self.stream.clone(), self.timeout);
         let overall = message.scan().map_or(Deadline::never(), |scan| {
             Deadline::after(timeout.saturating_add(Duration::from_secs(scan.size / SLOWEST_BODY)))
         });
-        let write = |bytes: &[u8]| write(stream, bytes, timeout, overall);
+        let write = |bytes: &[u8]| write(&stream, bytes, timeout, overall);
         let mut encoder = Encoder::new();
         let mut out = Vec::with_capacity(2 * BODY_BUFFER);
         message.read(|piece| {
@@ -362,16 +378,58 @@ impl<S: Server> Session<S> {
         }
     }
 
-    fn ask(&mut self, words: &[&[u8]]) -> Result<Reply, Report> {
-        let mut line = words.concat();
-        line.extend_from_slice(b"\r\n");
+    /// One command, or one line of an exchange, and its reply.
+    pub fn ask(&mut self, words: &[&[u8]]) -> Result<Reply, Report> {
+        // What is written may be a password.
+        let mut line = Secret(Vec::with_capacity(words.iter().map(|w| w.len()).sum::<usize>() + 2));
+        words.iter().chain(&[b"\r\n".as_slice()]).for_each(|word| line.0.extend_from_slice(word));
         self.in_turn()?;
         self.write(&line)?;
         self.reply()
     }
 
+    /// Whether the server would have TLS.
+    pub fn offers_tls(&self) -> bool {
+        self.extensions.start_tls
+    }
+
+    /// The mechanisms of AUTH that the server offers.
+    pub fn mechanisms(&self) -> &[Vec<u8>] {
+        &self.mechanisms
+    }
+
+    /// Asks for TLS; whether the handshake may begin. rfc3207:6 whatever was said behind the 220 in the clear is
+    /// not to be taken for something said under TLS: the conversation is over then.
+    pub fn start_tls(&mut self) -> Result<bool, Report> {
+        let reply = self.ask(&[b"STARTTLS"])?;
+        if reply.code() != Some(220) {
+            return if self.in_step { Ok(false) } else { Err(report::out_of_turn(self.ip, &reply)) };
+        }
+        if self.has_spoken() {
+            self.in_step = false;
+            return Err(report::injected(self.ip));
+        }
+        Ok(true)
+    }
+
+    /// Goes on over the clear side of an encrypted connection. What was learned before is forgotten
+    /// (RFC 3207 section 4.2); `note` is told with each success.
+    pub fn secured(self, stream: S, note: Vec<u8>) -> Session<S> {
+        Session { note, ..Session::new(self.ip, stream, self.timeout) }
+    }
+
+    /// Gives up without a word: in the middle of a handshake nothing can be said.
+    pub fn abandon(&mut self) {
+        self.in_step = false;
+    }
+
+    /// The connection.
+    pub fn stream(&self) -> &S {
+        &self.stream
+    }
+
     fn write(&mut self, bytes: &[u8]) -> Result<(), Report> {
-        write(self.stream, bytes, self.timeout, Deadline::never()).map_err(|_| self.lost())
+        write(&self.stream, bytes, self.timeout, Deadline::never()).map_err(|_| self.lost())
     }
 
     /// Nothing may have been said that nobody asked for: it would be taken for the answer to what we
@@ -414,7 +472,7 @@ impl<S: Server> Session<S> {
     }
 }
 
-fn write(stream: impl Sink, bytes: &[u8], timeout: Duration, overall: Deadline) -> Result<(), Errno> {
+fn write(stream: &impl Sink, bytes: &[u8], timeout: Duration, overall: Deadline) -> Result<(), Errno> {
     // Piece by piece, so that the timeout is one for each, as it is for reads.
     for piece in bytes.chunks(BURST_MAX) {
         stream.write_all(piece, Deadline::after(timeout).or(overall))?;

@@ -2,9 +2,10 @@
 #![forbid(unsafe_code)]
 
 use crate::SMTP_PORT;
+use crate::dane::Questions;
 use crate::report::{self, Report};
 use crate::route::{self, Relay, Route};
-use dns::{Failure, Mx, Resolver};
+use dns::{Answer, Failure, Mx, Resolver, Tlsa};
 use qmail::ipme;
 use qmail::sys::random;
 use qmail::timed::Deadline;
@@ -26,35 +27,62 @@ const PLACES_MAX: usize = 64;
 pub struct Place {
     pub ip: IpAddr,
     pub preference: u16,
+    /// Its name, in `Places::names`.
+    pub name: usize,
+}
+
+/// A name by which addresses were found.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Name {
+    /// An address in words where there is no name.
+    pub name: Vec<u8>,
+    /// The DNS proved its addresses.
+    pub proved: bool,
 }
 
 /// What to try, best first, and on which port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Places {
     pub places: Vec<Place>,
+    pub names: Vec<Name>,
     pub port: u16,
+    /// The DNS proved that these names are the host's; a route's relay is the administrator's word.
+    pub proved: bool,
 }
 
 /// What the administrator's route says; whether it leads to ourselves is the administrator's business.
 pub fn of_route(route: &Route, lookup: &Lookup) -> Result<Places, Report> {
-    let places = match &route.relay {
-        Relay::Ip(ip) => vec![Place { ip: ip.to_canonical(), preference: 0 }],
+    let found = match &route.relay {
+        Relay::Ip(ip) => Places::of_ip(*ip),
         Relay::Name(name) => lookup.addresses(name)?,
     };
-    Ok(Places { places, port: route.port })
+    Ok(Places { port: route.port, proved: true, ..found })
 }
 
 /// What the DNS says of a host, up to where we ourselves, at these addresses, are listed.
 pub fn of_host(host: &[u8], lookup: &Lookup, own: &[IpAddr]) -> Result<Places, Report> {
-    let places = match route::literal(host) {
-        Some(ip) => vec![Place { ip: ip.to_canonical(), preference: 0 }],
+    let mut found = match route::literal(host) {
+        Some(ip) => Places::of_ip(ip),
         None => lookup.exchangers(host)?,
     };
-    let places = before_me(places, own);
-    if places.is_empty() {
+    found.places = before_me(found.places, own);
+    if found.places.is_empty() {
         return Err(report::best_is_me());
     }
-    Ok(Places { places, port: SMTP_PORT })
+    Ok(found)
+}
+
+impl Places {
+    fn of_ip(ip: IpAddr) -> Places {
+        let ip = ip.to_canonical();
+        let name = Name { name: ip.to_string().into_bytes(), proved: false };
+        Places {
+            places: vec![Place { ip, preference: 0, name: 0 }],
+            names: vec![name],
+            port: SMTP_PORT,
+            proved: true,
+        }
+    }
 }
 
 /// The DNS servers, known beforehand, and the time for all questions together.
@@ -79,14 +107,19 @@ impl Lookup {
         if left.is_zero() { None } else { Some(self.resolver.clone().within(left)) }
     }
 
-    fn ip(&self, name: &[u8]) -> Result<Vec<IpAddr>, Failure> {
-        Ok(self.within().ok_or(Failure::Temporary)?.ip(name)?.records)
+    fn ip(&self, name: &[u8]) -> Result<Answer<IpAddr>, Failure> {
+        self.within().ok_or(Failure::Temporary)?.ip(name)
     }
 
-    /// The addresses of one name, all alike.
-    fn addresses(&self, name: &[u8]) -> Result<Vec<Place>, Report> {
+    /// The addresses of one name, all alike. They are the host's if the DNS proves them.
+    fn addresses(&self, name: &[u8]) -> Result<Places, Report> {
         match self.ip(name) {
-            Ok(list) => Ok(collect(list.into_iter().map(|ip| Place { ip, preference: 0 }))),
+            Ok(answer) => Ok(Places {
+                places: collect(answer.records.into_iter().map(|ip| Place { ip, preference: 0, name: 0 })),
+                names: vec![Name { name: whole(name), proved: answer.authentic }],
+                port: SMTP_PORT,
+                proved: true,
+            }),
             Err(Failure::NoSuchName) => Err(report::no_such_host(name)),
             Err(Failure::NoData) => Err(report::no_address()),
             Err(Failure::Temporary) => Err(report::dns_temporary()),
@@ -94,31 +127,51 @@ impl Lookup {
     }
 
     /// The addresses of a host's mail exchangers; a host without any is its own (RFC 5321 section 5.1).
-    fn exchangers(&self, host: &[u8]) -> Result<Vec<Place>, Report> {
+    fn exchangers(&self, host: &[u8]) -> Result<Places, Report> {
         let resolver = self.within().ok_or_else(report::dns_temporary)?;
-        let list = match resolver.mx(host) {
-            Ok(answer) => answer.records,
+        let (list, proved) = match resolver.mx(host) {
+            Ok(answer) => (answer.records, answer.authentic),
             Err(Failure::NoSuchName | Failure::NoData) => return self.addresses(host),
             Err(Failure::Temporary) => return Err(report::dns_temporary()),
         };
         if is_null(&list) {
             return Err(report::null_mx(host));
         }
-        let mut found = Vec::new();
+        let (mut found, mut names) = (Vec::new(), Vec::new());
         let mut in_doubt = false;
         for mx in sorted(list)? {
             match self.ip(&mx.name) {
-                Ok(list) => found.extend(list.into_iter().map(|ip| Place { ip, preference: mx.preference })),
+                Ok(answer) => {
+                    let (preference, name) = (mx.preference, names.len());
+                    found.extend(answer.records.into_iter().map(|ip| Place { ip, preference, name }));
+                    names.push(Name { name: whole(&mx.name), proved: answer.authentic });
+                }
                 Err(Failure::Temporary) => in_doubt = true,
                 Err(Failure::NoSuchName | Failure::NoData) => {}
             }
         }
         match (found.is_empty(), in_doubt) {
-            (false, _) => Ok(collect(found.into_iter())),
+            (false, _) => Ok(Places { places: collect(found.into_iter()), names, port: SMTP_PORT, proved }),
             (true, true) => Err(report::dns_temporary()),
             (true, false) => Err(report::no_address()),
         }
     }
+}
+
+/// What DANE asks of the DNS.
+impl Questions for Lookup {
+    fn cname(&self, name: &[u8]) -> Result<Answer<Vec<u8>>, Failure> {
+        self.within().ok_or(Failure::Temporary)?.cname(name)
+    }
+
+    fn tlsa(&self, name: &[u8]) -> Result<Answer<Tlsa>, Failure> {
+        self.within().ok_or(Failure::Temporary)?.tlsa(name)
+    }
+}
+
+/// Without a final dot.
+fn whole(name: &[u8]) -> Vec<u8> {
+    name.strip_suffix(b".").unwrap_or(name).to_vec()
 }
 
 /// rfc7505:3 one record with the root as its name: no mail here.
@@ -170,7 +223,7 @@ mod tests {
     }
 
     fn places(list: &[(&str, u16)]) -> Vec<Place> {
-        list.iter().map(|(a, preference)| Place { ip: ip(a), preference: *preference }).collect()
+        list.iter().map(|(a, preference)| Place { ip: ip(a), preference: *preference, name: 0 }).collect()
     }
 
     fn mx(preference: u16, name: &[u8]) -> Mx {

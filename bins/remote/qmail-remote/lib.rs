@@ -1,8 +1,9 @@
 //! remote - the parts of qmail-remote, in the order of the work
 //!
-//! `route` (where the administrator wants it to go), `hosts` (where the DNS says), `connect` (the first address that
-//! takes a connection), `dialogue` (the conversation), `message` (fd 0), `more` (the messages behind the first),
-//! `report` (every text). A `Session` outlives a message.
+//! `open` (a session with a host) by means of `route` (where the administrator wants it to go), `hosts` (where the DNS
+//! says), `demand` with `dane`, `sts` and `policy` (how a host must prove itself), `connect`, `tls` and `login`; then
+//! `dialogue` (the conversation), `message` (fd 0), `more` (the messages behind the first), `report` (every text).
+//! A `Session` outlives a message. `http` is the program mta-sts's.
 #![forbid(unsafe_code)]
 
 pub mod connect;
@@ -12,8 +13,10 @@ pub mod dialogue;
 pub mod hosts;
 #[path = "../mta-sts/http.rs"]
 pub mod http;
+pub mod login;
 pub mod message;
 pub mod more;
+pub mod open;
 pub mod policy;
 pub mod report;
 pub mod route;

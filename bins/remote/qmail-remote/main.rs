@@ -5,9 +5,10 @@
 //! fd 0       the message; a file, so that it can be looked at before it is offered
 //! fd 1       one report a recipient (r, h, s), then one on the message (K, D, Z), each ended by NUL
 //! fd 3       with QMAILKEEP=3: more messages for the same host (spawn::line); reports on them follow on fd 1
-//! controls   helohost me smtproutes timeoutconnect timeoutremote
+//! env        TLSCLIENTFD  a socket of tlsclient, who makes TLS    MTASTSFD  one of mta-sts, who knows policies
+//! controls   helohost me senderroutes smtpauth smtproutes timeoutconnect timeoutremote tlsroutes
 //! jail       control files read and queue/lock/tcpto open, no file at all; TCP only to the port of SMTP and
-//!            of DNS, UDP; once connected, no other connection; no exec
+//!            of DNS, UDP; once a host is chosen, no other connection; no exec
 //! exit       always 0; 111 after a bug of ours. With 0 and no word about a further message it has not begun that one
 //!
 //! Its parts are a library (lib.rs), so that tests can have the conversation without a process.
@@ -15,28 +16,21 @@
 
 use jail::{Jail, programs};
 use nix::errno::Errno;
-use qmail::control::{Control, Map};
 use qmail::fd;
 use qmail::home::Home;
 use qmail::program::{Args, Program, Voice};
 use qmail::spawn::line;
 use qmail::tcpto;
 use qmail::trouble::Trouble;
-use remote::dialogue::{Outcome, Session};
-use remote::hosts::{self, Lookup, Places};
+use remote::SMTP_PORT;
+use remote::dialogue::{Outcome, Session, Wire};
+use remote::hosts::{self, Lookup};
 use remote::message::Message;
 use remote::more::More;
+use remote::open::{Opening, Settings, Way};
 use remote::report::{self, Report};
-use remote::route::{self, Route};
-use remote::{SMTP_PORT, connect};
-use std::net::{IpAddr, TcpStream};
-use std::time::Duration;
 
 const USAGE: &str = "qmail-remote host sender recip ...";
-
-/// Seconds, unless control files say otherwise.
-const TIMEOUT_CONNECT: u64 = 60;
-const TIMEOUT_REMOTE: u64 = 1200;
 
 fn main() -> ! {
     Program::new("qmail-remote", USAGE).voice(Voice::Silent).run(send)
@@ -61,10 +55,8 @@ fn deliver(args: &[Vec<u8>]) -> Result<(), Report> {
     let home = Home::find().map_err(|why| report::no_home(&why))?;
     let settings = Settings::read(&home.control()).map_err(|why| report::no_controls(&why))?;
     let mut message = Message::open(fd::IN)?;
-    let (ip, stream) = connected(host, &home, &settings)?;
-    let mut session = Session::new(ip, &stream, settings.timeout_remote);
-    session.greet()?;
-    session.hello(&settings.helohost)?;
+    let way = Way::of(&settings, host, sender)?;
+    let mut session = opened(host, &home, &settings, &way)?;
     let mut answers = Answers::default();
     let mut outcome = session.send(&mut message, sender, recipients, &mut |report| answers.add(report));
     while let Outcome::Report(report) = outcome {
@@ -72,8 +64,9 @@ fn deliver(args: &[Vec<u8>]) -> Result<(), Report> {
         let stays = more.as_ref().is_some_and(|more| more.may_follow(&session));
         // A report that nobody reads changes nothing: what is missing counts as temporary.
         let heard = answers.say(stays).is_ok();
-        let next = more.as_mut().filter(|_| stays && heard).and_then(|more| more.next(&stream));
-        let Some(errand) = next else { break };
+        let next = more.as_mut().filter(|_| stays && heard).and_then(|more| more.next(session.stream()));
+        // Who goes another way is not begun here.
+        let Some(errand) = next.filter(|errand| way.is_for(&settings, host, &errand.sender)) else { break };
         outcome = match Message::open(&errand.message) {
             Ok(mut message) => {
                 let (sender, recipients) = (&errand.sender, &errand.recipients);
@@ -86,25 +79,22 @@ fn deliver(args: &[Vec<u8>]) -> Result<(), Report> {
     Ok(())
 }
 
-/// Finds the host's addresses, and connects to the first that takes it. Behind this nothing else can be reached.
-fn connected(host: &[u8], home: &Home, settings: &Settings) -> Result<(IpAddr, TcpStream), Report> {
-    let route = route::find(&settings.routes, host)
-        .map(|value| Route::parse(value).ok_or_else(|| report::no_route(value)))
-        .transpose()?;
+/// Finds the host's addresses, and a session with the first that is what it must be.
+fn opened(host: &[u8], home: &Home, settings: &Settings, way: &Way) -> Result<Session<Wire>, Report> {
     // Everything that needs a file, before the jail closes. (A table that cannot be opened is no loss.)
-    let (lookup, own) = (Lookup::begin(), if route.is_some() { Vec::new() } else { hosts::own_addresses()? });
+    let own = if way.route.is_some() { Vec::new() } else { hosts::own_addresses()? };
+    let lookup = Lookup::begin();
     let table = tcpto::File::open(&home.path(tcpto::FILE)).ok();
-    let port = route.as_ref().map_or(SMTP_PORT, |route| route.port);
+    let port = way.route.as_ref().map_or(SMTP_PORT, |route| route.port);
     let ports = lookup.ports().chain([port]);
     Jail::of(&programs::QMAIL_REMOTE).ports(ports).close().map_err(|why| report::no_jail(&why))?;
 
-    let Places { places, port } = match route {
-        Some(route) => hosts::of_route(&route, &lookup)?,
+    let found = match &way.route {
+        Some(route) => hosts::of_route(route, &lookup)?,
         None => hosts::of_host(host, &lookup, &own)?,
     };
-    let connection = connect::first(&places, port, settings.timeout_connect, table.as_ref())?;
-    Jail::of(&programs::QMAIL_REMOTE_TALKING).close().map_err(|why| report::no_jail(&why))?;
-    Ok(connection)
+    Opening { host, way, settings, lookup: &lookup, table: table.as_ref(), closed: false.into() }
+        .session(&found)
 }
 
 /// What is to be said of a message, gathered: recipients may be many.
@@ -122,28 +112,5 @@ impl Answers {
             self.0.extend_from_slice(line::KEPT);
         }
         fd::write_all(fd::OUT, &std::mem::take(&mut self.0))
-    }
-}
-
-struct Settings {
-    helohost: Vec<u8>,
-    routes: Map,
-    timeout_connect: Duration,
-    timeout_remote: Duration,
-}
-
-impl Settings {
-    fn read(control: &Control) -> Result<Settings, Trouble> {
-        // Nobody waits 0 seconds: that would be a way to send nothing, not a timeout.
-        let seconds =
-            |name, default| Ok::<_, Trouble>(Duration::from_secs(control.int(name, default)?.max(1)));
-        Ok(Settings {
-            helohost: control
-                .line_or_me("helohost")?
-                .ok_or_else(|| Trouble::temporary("control/helohost and control/me are missing"))?,
-            routes: control.map("smtproutes")?.unwrap_or_default(),
-            timeout_connect: seconds("timeoutconnect", TIMEOUT_CONNECT)?,
-            timeout_remote: seconds("timeoutremote", TIMEOUT_REMOTE)?,
-        })
     }
 }

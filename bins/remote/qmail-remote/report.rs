@@ -31,6 +31,11 @@ impl Report {
         self
     }
 
+    /// Adds a line to success.
+    pub fn noting(self, note: &[u8]) -> Report {
+        if self.letter == b'K' && !note.is_empty() { self.because(note) } else { self }
+    }
+
     /// `TEXT.` and what the server said, if it said anything.
     fn said(letter: u8, text: String, reply: &Reply) -> Report {
         let mut report = Report::line(letter, text + ".");
@@ -180,6 +185,79 @@ pub fn giving_up(ip: IpAddr, permanent: bool) -> Report {
 
 pub fn data_failed(ip: IpAddr, reply: &Reply) -> Report {
     Report::said(refusal(reply), format!("{ip} failed on DATA command"), reply)
+}
+
+/// Said behind the 220 of STARTTLS, by whoever stands between (RFC 3207 section 6).
+pub fn injected(ip: IpAddr) -> Report {
+    Report::line(b'Z', format!("Connected to {ip} but it spoke between STARTTLS and the handshake. (#4.7.5)"))
+}
+
+/// What stands in control/tlsroutes for this host is not understood.
+pub fn no_demand(value: &[u8]) -> Report {
+    no_controls(&Trouble::temporary(
+        [b"not understood in control/tlsroutes: ", shown(value).as_slice()].concat(),
+    ))
+}
+
+/// Demanded, and nobody here can make it.
+pub fn no_tls_here() -> Report {
+    Report::line(b'Z', "TLS is demanded for this host, and tlsclient does not run here. (#4.7.4)")
+}
+
+pub fn tls_not_offered(ip: IpAddr) -> Report {
+    Report::line(b'Z', format!("TLS is demanded for this host, and {ip} does not offer it. (#4.7.4)"))
+}
+
+pub fn tls_failed(ip: IpAddr, why: &[u8]) -> Report {
+    Report::line(b'Z', format!("TLS with {ip} failed. (#4.7.5)")).because(why)
+}
+
+pub fn tls_refused(ip: IpAddr, why: &[u8]) -> Report {
+    Report::line(b'Z', format!("{ip} is not proved to be the host that it should be. (#4.7.5)")).because(why)
+}
+
+/// rfc7672:2.1 what cannot be had must not be taken for "no".
+pub fn dane_unknown(host: &[u8]) -> Report {
+    about(host, "is not used while its TLSA records cannot be had. (#4.7.5)")
+}
+
+pub fn dane_missing(host: &[u8]) -> Report {
+    about(host, "has no TLSA records, which control/tlsroutes demands. (#4.7.5)")
+}
+
+pub fn not_in_policy(host: &[u8]) -> Report {
+    about(host, "is not one of the hosts that the domain's policy names (MTA-STS). (#4.7.5)")
+}
+
+pub fn no_policy_known() -> Report {
+    Report::line(b'Z', "Unable to ask mta-sts what this domain demands. (#4.7.5)")
+}
+
+fn about(host: &[u8], text: &str) -> Report {
+    Report::line(b'Z', [shown(host).as_slice(), b" ", text.as_bytes()].concat())
+}
+
+/// What control/smtpauth says of a route's login.
+pub fn no_login(name: &[u8], why: &str) -> Report {
+    no_controls(&Trouble::temporary(
+        [b"login ", shown(name).as_slice(), b" of a route, control/smtpauth: ", why.as_bytes()].concat(),
+    ))
+}
+
+pub fn auth_not_offered(ip: IpAddr) -> Report {
+    Report::line(
+        b'Z',
+        format!("A login is needed at {ip}, and it offers no mechanism that may be used here. (#4.7.0)"),
+    )
+}
+
+/// Whatever the server says of it, it is the administrator's to mend, and mail waits.
+pub fn auth_failed(ip: IpAddr, mechanism: &str, reply: &Reply) -> Report {
+    Report::said(b'Z', format!("{ip} refused our login ({mechanism})"), reply)
+}
+
+pub fn auth_broken(ip: IpAddr, mechanism: &str, why: &str) -> Report {
+    Report::line(b'Z', format!("Our login at {ip} ({mechanism}) was not completed: {why}. (#4.7.0)"))
 }
 
 /// The answer to the final dot decides.

@@ -10,6 +10,7 @@ use nix::errno::Errno;
 use nix::poll::PollFlags;
 use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
 use qmail::environ;
+use qmail::sasl::Binding;
 use qmail::sys::descriptor::Standard;
 use qmail::timed::{self, Deadline};
 use std::io::IoSlice;
@@ -112,9 +113,7 @@ pub struct Facts {
     pub verified: bool,
     pub protocol: Vec<u8>,
     pub cipher: Vec<u8>,
-    /// For channel binding (RFC 9266, RFC 5929).
-    pub exporter: Vec<u8>,
-    pub end_point: Vec<u8>,
+    pub binding: Binding,
 }
 
 /// The one packet of an answer.
@@ -132,16 +131,14 @@ impl Verdict {
         match letter {
             b'K' | b'U' => {
                 let fact = |name: &[u8]| {
-                    let found =
-                        rest.split(|b| *b == 0).find_map(|f| f.strip_prefix(name)?.strip_prefix(b"="));
-                    shown(found.unwrap_or_default(), FACT_MAX)
+                    rest.split(|b| *b == 0).find_map(|f| f.strip_prefix(name)?.strip_prefix(b"="))
                 };
+                let word = |name| shown(fact(name).unwrap_or_default(), FACT_MAX);
                 let facts = Facts {
                     verified: false,
-                    protocol: fact(b"TLS_PROTOCOL"),
-                    cipher: fact(b"TLS_CIPHER"),
-                    exporter: hex(&fact(b"TLS_EXPORTER")),
-                    end_point: hex(&fact(b"TLS_SERVER_END_POINT")),
+                    protocol: word(b"TLS_PROTOCOL"),
+                    cipher: word(b"TLS_CIPHER"),
+                    binding: Binding::from_hex(fact(b"TLS_EXPORTER"), fact(b"TLS_SERVER_END_POINT")),
                 };
                 Some(Verdict::Good { verified: *letter == b'K', facts })
             }
@@ -160,20 +157,6 @@ fn shown(text: &[u8], max: usize) -> Vec<u8> {
     text.iter().take(max).map(|b| if (32..=126).contains(b) { *b } else { b'?' }).collect()
 }
 
-/// Empty for what is not hexadecimal.
-fn hex(text: &[u8]) -> Vec<u8> {
-    let digit = |b: u8| char::from(b).to_digit(16).and_then(|d| u8::try_from(d).ok());
-    let pairs = text.chunks_exact(2);
-    if !pairs.remainder().is_empty() {
-        return Vec::new();
-    }
-    let bytes = pairs.map(|pair| match pair {
-        [high, low] => Some(digit(*high)? << 4 | digit(*low)?),
-        _ => None,
-    });
-    bytes.collect::<Option<Vec<u8>>>().unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -183,22 +166,14 @@ mod tests {
         let good = b"KTLS_PROTOCOL=TLSv1.3\0TLS_CIPHER=TLS_AES_128_GCM_SHA256\0TLS_EXPORTER=00fF\0odd\0X=\0";
         let Some(Verdict::Good { verified: true, facts }) = Verdict::parse(good) else { panic!() };
         assert_eq!(
-            (facts.protocol.as_slice(), facts.exporter.as_slice()),
-            (b"TLSv1.3".as_slice(), b"\0\xff".as_slice())
+            (facts.protocol.as_slice(), facts.binding.exporter),
+            (b"TLSv1.3".as_slice(), Some(vec![0, 255]))
         );
-        assert!(facts.end_point.is_empty());
+        assert_eq!(facts.binding.end_point, None);
         assert!(matches!(Verdict::parse(b"U"), Some(Verdict::Good { verified: false, .. })));
         assert_eq!(Verdict::parse(b"Zbroken\n\0"), Some(Verdict::Failed(b"broken".to_vec())));
         assert_eq!(Verdict::parse(b"Dexpi\x1bred"), Some(Verdict::Refused(b"expi?red".to_vec())));
         assert_eq!(Verdict::parse(b""), None);
         assert_eq!(Verdict::parse(b"k"), None);
-    }
-
-    #[test]
-    fn hexadecimal_is_read_whole_or_not_at_all() {
-        assert_eq!(hex(b"0aFF"), [10, 255]);
-        for bad in [b"0".as_slice(), b"0g", b"", b"+1"] {
-            assert_eq!(hex(bad), b"");
-        }
     }
 }

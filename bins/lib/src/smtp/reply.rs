@@ -161,6 +161,23 @@ pub struct Extensions {
     pub eight_bit_mime: bool,
     /// RFC 1870. The limit behind it is not looked at: whether a message is too large the server says.
     pub size: bool,
+    /// RFC 3207.
+    pub start_tls: bool,
+    /// RFC 8689.
+    pub require_tls: bool,
+}
+
+/// The mechanisms of AUTH (RFC 4954) that a server's EHLO reply offers; also those behind `AUTH=`, as servers of old
+/// write it.
+pub fn mechanisms(reply: &Reply) -> Vec<Vec<u8>> {
+    let mut found = Vec::new();
+    for line in reply.lines().skip(1) {
+        let mut words = line.split(|b| matches!(b, b' ' | b'\t' | b'=')).filter(|w| !w.is_empty());
+        if words.next().is_some_and(|keyword| keyword.eq_ignore_ascii_case(b"AUTH")) {
+            found.extend(words.map(<[u8]>::to_vec));
+        }
+    }
+    found
 }
 
 impl Extensions {
@@ -176,6 +193,10 @@ impl Extensions {
                 found.eight_bit_mime = true;
             } else if keyword.eq_ignore_ascii_case(b"SIZE") {
                 found.size = true;
+            } else if keyword.eq_ignore_ascii_case(b"STARTTLS") {
+                found.start_tls = true;
+            } else if keyword.eq_ignore_ascii_case(b"REQUIRETLS") {
+                found.require_tls = true;
             }
         }
         found
@@ -208,6 +229,20 @@ mod tests {
         assert_eq!((reply.code(), reply.text()), (Some(550), b"550-no\n550-\n550 way\n".as_slice()));
         assert!(reply.is_permanent());
         assert_eq!(reply.lines().collect::<Vec<_>>(), [b"no".as_slice(), b"", b"way"]);
+    }
+
+    #[test]
+    fn mechanisms_stand_behind_auth_in_either_form() {
+        let reply = whole(
+            b"250-mx\r\n250-STARTTLS\r\n250-auth PLAIN  CRAM-MD5\r\n250-AUTH=LOGIN\r\n250 AUTHOR X\r\n",
+        );
+        assert_eq!(mechanisms(&reply), [b"PLAIN".as_slice(), b"CRAM-MD5", b"LOGIN"]);
+        assert!(Extensions::of(&reply).start_tls && !Extensions::of(&reply).require_tls);
+        assert_eq!(
+            mechanisms(&whole(b"250 AUTH PLAIN\r\n")),
+            Vec::<Vec<u8>>::new(),
+            "the first line is a greeting"
+        );
     }
 
     #[test]
