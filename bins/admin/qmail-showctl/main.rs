@@ -54,7 +54,7 @@ struct File(&'static str, Kind, &'static str, &'static str);
 use Kind::{Database, Int, Line, List, Locals, Me, There};
 
 /// Every file that control/README.md has, in the order they are shown.
-const FILES: [File; 37] = [
+const FILES: [File; 40] = [
     File("authinsecure", Int(0), "SMTP AUTH without TLS (1: allowed) is ", ""),
     File(
         "authprograms",
@@ -94,6 +94,8 @@ const FILES: [File; 37] = [
     File("scramparams.cdb", There("No SCRAM.", "Names have keys for SCRAM."), "", ""),
     File("scramsecret", There("No SCRAM.", "Names without keys get salts all the same."), "", ""),
     File("smtpgreeting", Me("undefined! Uh-oh"), "SMTP greeting: 220 ", ""),
+    File("senderroutes", List("No routes by sender."), "Route by sender: ", ""),
+    File("smtpauth", There("No logins at relays.", "Routes name logins of it."), "", ""),
     File("smtproutes", List("No artificial SMTP routes."), "SMTP route: ", ""),
     File("submissionrate", Int(1000), "Accounts may send to so many recipients an hour: ", ""),
     File(
@@ -109,6 +111,12 @@ const FILES: [File; 37] = [
         "tlsclients",
         List("No client certificate is as good as a password."),
         "Certificate that may log in: ",
+        "",
+    ),
+    File(
+        "tlsroutes",
+        List("Hosts prove themselves as they publish it (DANE, MTA-STS)."),
+        "How a host must prove itself: ",
         "",
     ),
     File("virtualdomains", List("No virtual domains."), "Virtual domain: ", ""),

@@ -85,6 +85,8 @@ pub fn virtual_key(key: &[u8]) -> Option<&'static str> {
 
 /// What stands behind the first colon of a line of smtproutes.
 pub fn relay(value: &[u8]) -> Option<&'static str> {
+    // A login may stand behind it.
+    let value = value.split(|b| matches!(b, b' ' | b'\t')).next().unwrap_or_default();
     if value.is_empty() || std::str::from_utf8(value).is_ok_and(|v| v.parse::<Ipv6Addr>().is_ok()) {
         return None;
     }

@@ -13,7 +13,7 @@ use nix::sys::stat::lstat;
 use nix::unistd::Uid;
 
 /// Every control file that some program reads.
-pub const CONTROLS: [&str; 37] = [
+pub const CONTROLS: [&str; 40] = [
     "authinsecure",
     "authprograms",
     "badmailfrom",
@@ -43,6 +43,8 @@ pub const CONTROLS: [&str; 37] = [
     "scramparams.cdb",
     "scramsecret",
     "smtpgreeting",
+    "senderroutes",
+    "smtpauth",
     "smtproutes",
     "submissionrate",
     "submissionsenders",
@@ -50,6 +52,7 @@ pub const CONTROLS: [&str; 37] = [
     "timeoutremote",
     "timeoutsmtpd",
     "tlsclients",
+    "tlsroutes",
     "virtualdomains",
 ];
 

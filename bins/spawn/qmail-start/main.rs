@@ -13,7 +13,7 @@
 //! logger         qmaill nofiles     log           ours
 //! keeper         qmailq qmail       keeps qmail-queued running: keeper.rs (not with QMAILKEEPER=no)
 //! qmail-lspawn   root qmail         from send 1   to send 2
-//! qmail-rspawn   qmailr qmail       from send 3   to send 4
+//! qmail-rspawn   qmailr qmail       from send 3   to send 4     behind tlsclient and mta-sts, where they are
 //! qmail-clean    qmailq qmail       from send 5   to send 6
 //! qmail-send     qmails qmail       log           to lspawn     2 lspawn, 3 4 rspawn, 5 6 clean
 #![forbid(unsafe_code)]
@@ -46,7 +46,11 @@ const CLOSED: std::ops::RangeInclusive<i32> = 2..=6;
 const SPARE: i32 = 30;
 
 /// What the keeper and the spawners start.
-const LATER: [&str; 4] = ["qmail-queued", "qmail-local", "qmail-getpw", "qmail-remote"];
+const LATER: [&str; 6] = ["qmail-queued", "qmail-local", "qmail-getpw", "qmail-remote", TLSCLIENT, MTA_STS];
+
+/// Who makes TLS for qmail-remote, and who knows what domains demand of it. Each becomes what stands behind it.
+const TLSCLIENT: &str = "tlsclient";
+const MTA_STS: &str = "mta-sts";
 
 fn main() {
     program::run("qmail-start", "qmail-start [defaultdelivery [logger [argument ...]]]", start)
@@ -98,7 +102,9 @@ fn start(args: Args) -> Result<(), Trouble> {
     };
     let Environments { plain, together } = &environ;
     daemon(&lspawn, &[b"qmail-lspawn", default], users.lspawn()?, plain, &to_lspawn, &from_lspawn)?;
-    daemon(&rspawn, &[b"qmail-rspawn"], users.rspawn()?, together, &to_rspawn, &from_rspawn)?;
+    let (first, chain) = before_rspawn(&home, rspawn);
+    let chain: Vec<&[u8]> = chain.iter().map(|name| name.as_bytes()).collect();
+    daemon(&first, &chain, users.rspawn()?, together, &to_rspawn, &from_rspawn)?;
     daemon(&clean, &[b"qmail-clean"], users.queue()?, plain, &to_clean, &from_clean)?;
 
     let spare = fcntl(fd::ERR, FcntlArg::F_DUPFD_CLOEXEC(SPARE));
@@ -121,6 +127,14 @@ fn start(args: Args) -> Result<(), Trouble> {
         let _ = fd::write_all(Standard(number), text.as_bytes());
     }
     qmail::sys::process::exit(exits::TEMPORARY)
+}
+
+/// What becomes qmail-rspawn, and its arguments: where tlsclient is not, there is nothing to know about TLS either.
+fn before_rspawn(home: &Home, rspawn: Vec<u8>) -> (Vec<u8>, Vec<&'static str>) {
+    let there = |name| Some(program::find_in(home, name)).filter(|path| check_runnable(path).is_ok());
+    let Some(tlsclient) = there(TLSCLIENT) else { return (rspawn, vec!["qmail-rspawn"]) };
+    let policies = there(MTA_STS).map(|_| MTA_STS);
+    (tlsclient, [TLSCLIENT].into_iter().chain(policies).chain(["qmail-rspawn"]).collect())
 }
 
 /// Where a supervisor runs qmail-queued, a keeper would undo its `stop`, and win the race at a start.
