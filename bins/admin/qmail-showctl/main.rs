@@ -93,9 +93,9 @@ const FILES: [File; 40] = [
     File("morercpthosts.cdb", Database, "", ""),
     File("scramparams.cdb", There("No SCRAM.", "Names have keys for SCRAM."), "", ""),
     File("scramsecret", There("No SCRAM.", "Names without keys get salts all the same."), "", ""),
-    File("smtpgreeting", Me("undefined! Uh-oh"), "SMTP greeting: 220 ", ""),
     File("senderroutes", List("No routes by sender."), "Route by sender: ", ""),
     File("smtpauth", There("No logins at relays.", "Routes name logins of it."), "", ""),
+    File("smtpgreeting", Me("undefined! Uh-oh"), "SMTP greeting: 220 ", ""),
     File("smtproutes", List("No artificial SMTP routes."), "SMTP route: ", ""),
     File("submissionrate", Int(1000), "Accounts may send to so many recipients an hour: ", ""),
     File(
