@@ -7,7 +7,7 @@ use qmail::cdb;
 use qmail::control::{Control, Map, Set, entries};
 use qmail::queue::{self, Removal};
 use qmail::rcpthosts::RcptHosts;
-use remote::route::{Relay, Route, find, literal};
+use remote::route::{Login, Relay, Route, choose, credentials, literal};
 use std::fs;
 
 fuzz_target!(|input: (&[u8], &[u8])| {
@@ -20,10 +20,22 @@ fuzz_target!(|input: (&[u8], &[u8])| {
 
     let list = entries(text);
     let routes = Map::of(&list);
-    if let Some(value) = find(&routes, word) {
+    if let Some((name, password)) = credentials(&routes, word) {
+        assert!(!name.is_empty() && !name.contains(&b' ') && !password.is_empty());
+    }
+    if let Some(value) = choose(&routes, &routes, word, word) {
         assert!(!value.is_empty());
         if let Some(route) = Route::parse(value) {
             assert!(route.port > 0);
+            if let Login::Given { name, password } = &route.login {
+                assert!(
+                    !name.is_empty()
+                        && !password.is_empty()
+                        && !name.contains(&b' ')
+                        && !password.contains(&b' ')
+                );
+            }
+            let value: Vec<u8> = value.iter().copied().skip_while(|b| matches!(b, b' ' | b'\t')).collect();
             match route.relay {
                 Relay::Ip(ip) => assert_eq!(literal(ip.to_string().as_bytes()), Some(ip)),
                 Relay::Name(name) => {
@@ -34,8 +46,8 @@ fuzz_target!(|input: (&[u8], &[u8])| {
     }
     if let Some(ip) = literal(word) {
         assert_eq!(literal(format!("[{ip}]").as_bytes()), Some(ip));
-        let direct = Route::parse(format!("[{ip}]:26").as_bytes());
-        assert_eq!(direct, Some(Route { relay: Relay::Ip(ip), port: 26 }));
+        let direct = Route::parse(format!("[{ip}]:26").as_bytes()).map(|route| (route.relay, route.port));
+        assert_eq!(direct, Some((Relay::Ip(ip), 26)));
     }
 
     // The same list as text and as database admits the same; and any file as the database harms nothing.
