@@ -1,0 +1,239 @@
+"""qmail-remote and DANE (RFC 7672): unbound validates what nsd serves of signed zones, and of others."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import tempfile
+import unittest
+
+from tests import namespace
+from tests.dnsserver import TOOLS, Nsd, nsd_command, question
+from tests.harness import Daemon, Home, wait_for
+from tests.test_qmail_remote import ON_THE_WIRE, Gone
+from tests.test_remote_tls import Case as Base
+from tests.test_remote_tls import GREETED, MAIL, Mx
+from tests.tlsrig import Certificates, digest
+
+load_tests = namespace.together
+
+
+def tool(name):
+    """(path, environment) of a tool that is installed, or unpacked aside with its libraries."""
+    path = shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin:/sbin")
+    if path:
+        return path, dict(os.environ)
+    for place in ("usr/sbin", "usr/bin"):
+        path = os.path.join(TOOLS, place, name)
+        if os.path.exists(path):
+            return path, nsd_command()[1] if shutil.which("nsd") is None else {
+                **os.environ, "LD_LIBRARY_PATH": os.path.join(TOOLS, "usr/lib/x86_64-linux-gnu")}
+    raise unittest.SkipTest(f"{name} is neither installed nor unpacked in tests/tools (scripts/test-packages)")
+
+
+def do(name, *argv, cwd):
+    path, env = tool(name)
+    done = subprocess.run([path, *argv], cwd=cwd, env=env, capture_output=True, text=True)
+    if done.returncode:
+        raise AssertionError(f"{name}: {done.stdout}{done.stderr}")
+    return done.stdout
+
+
+class Zones:
+    """Zones in nsd, and unbound before it, which validates them: {name: (records, "signed" | "plain" | "broken")}."""
+
+    def __init__(self, zones):
+        self.base = tempfile.mkdtemp(prefix="qmail-dane-")
+        os.chmod(self.base, 0o755)
+        self.stack = contextlib.ExitStack()
+        self.stack.callback(shutil.rmtree, self.base, ignore_errors=True)
+        try:
+            self.begin(zones)
+        except BaseException:
+            self.stack.close()
+            raise
+
+    def begin(self, zones):
+        anchors, files = [], {}
+        for name, (records, how) in zones.items():
+            text = f"$ORIGIN {name}.\n$TTL 60\n@ SOA ns.{name}. root.{name}. 1 60 60 60 60\n@ NS ns\nns A 127.0.0.1\n{records}\n"
+            with open(os.path.join(self.base, name), "w") as f:
+                f.write(text)
+            files[name] = text
+            if how != "plain":
+                key = do("ldns-keygen", "-k", "-a", "ECDSAP256SHA256", name, cwd=self.base).strip()
+                do("ldns-signzone", "-n", name, key, cwd=self.base)
+                with open(os.path.join(self.base, name + ".signed")) as f:
+                    files[name] = f.read()
+                with open(os.path.join(self.base, key + ".ds")) as f:
+                    anchors.append(f.read())
+            if how == "broken":
+                # What was signed is not what is served: an address and the marks of its certificate.
+                files[name] = files[name].replace("127.0.0.2", "127.0.0.3").replace("3 1 1 a", "3 1 1 b")
+        self.nsd = self.stack.enter_context(Signed(files))
+        with open(os.path.join(self.base, "anchors"), "w") as f:
+            f.writelines(anchors)
+        conf = ["server:", "  interface: 127.0.0.1", "  port: 5300", '  username: ""', '  chroot: ""', f'  directory: "{self.base}"',
+                f'  pidfile: "{self.base}/pid"', "  do-daemonize: no", "  use-syslog: no", "  do-not-query-localhost: no",
+                f'  trust-anchor-file: "{self.base}/anchors"', "  module-config: \"validator iterator\"", '  local-zone: "test." nodefault',
+                "  num-threads: 1", "  hide-version: yes", "remote-control:", "  control-enable: no"]
+        for name in zones:
+            conf += ["stub-zone:", f"  name: {name}", f"  stub-addr: 127.0.0.1@{self.nsd.port}"]
+        with open(os.path.join(self.base, "unbound.conf"), "w") as f:
+            f.write("\n".join(conf) + "\n")
+        path, env = tool("unbound")
+        daemon = Daemon([path, "-d", "-c", os.path.join(self.base, "unbound.conf")], env=env)
+        self.stack.callback(daemon.stop)
+        self.daemon = daemon
+        self.address = "127.0.0.1:5300"
+        try:
+            wait_for(self.answers, "unbound to answer")
+        except AssertionError as e:
+            raise AssertionError(f"{e}\n--- unbound ---\n{daemon.log()}") from None
+
+    def answers(self):
+        import socket
+        if self.daemon.process.poll() is not None:
+            raise AssertionError(f"unbound ended with {self.daemon.process.returncode}")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+            s.settimeout(0.2)
+            try:
+                s.connect(("127.0.0.1", 5300))
+                s.send(question("nothing.invalid", 6))
+                return len(s.recv(4096)) >= 12
+            except (TimeoutError, ConnectionRefusedError):
+                return False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.stack.close()
+
+
+class Signed(Nsd):
+    """nsd with whole zone files."""
+
+    def __init__(self, files):
+        super().__init__({name: "" for name in files})
+        for number, text in enumerate(files.values()):
+            with open(os.path.join(self.base, f"{number}.zone"), "w") as f:
+                f.write(text)
+
+
+class Dane(Base):
+    @classmethod
+    def setUpClass(cls):
+        if not namespace.here():
+            return
+        cls.made = cls.enterClassContext(Certificates())
+        cls.own = cls.made.make("whatever.example", own=True)
+        cls.good = cls.made.make("mx.signed.test")
+        cls.home = cls.enterClassContext(Home())
+        key, ta = digest(cls.own[0]), digest(cls.made.ca, 0)
+        mx = "mx A 127.0.0.2\n"
+        cls.zones = cls.enterClassContext(Zones({
+            "signed.test": (
+                f"@ MX 10 mx\n{mx}_25._tcp.mx TLSA 3 1 1 {key}\n"
+                f"ta MX 10 mxta\nmxta A 127.0.0.2\n_25._tcp.mxta TLSA 2 0 1 {ta}\n"
+                f"wrong MX 10 mxwrong\nmxwrong A 127.0.0.2\n_25._tcp.mxwrong TLSA 3 1 1 {'0' * 64}\n"
+                f"unusable MX 10 mxu\nmxu A 127.0.0.2\n_25._tcp.mxu TLSA 1 1 1 {key}\n"
+                f"bare MX 10 mxbare\nmxbare A 127.0.0.2\n"
+                f"two MX 10 mxwrong\ntwo MX 20 mx3\nmx3 A 127.0.0.3\n_25._tcp.mx3 TLSA 3 1 1 {key}\n"
+                f"alias MX 10 mxalias\nmxalias CNAME mx\n"
+                "outside MX 10 mx.plain.test.\nfailing MX 10 mx.broken.test.\n"
+                f"host A 127.0.0.2\n_25._tcp.host TLSA 3 1 1 {key}\n", "signed"),
+            "plain.test": (f"@ MX 10 mx\n{mx}_25._tcp.mx TLSA 3 1 1 {'0' * 64}\nto MX 10 mx.signed.test.\n", "plain"),
+            "broken.test": (f"@ MX 10 mx\n{mx}_25._tcp.mx TLSA 3 1 1 a{'0' * 63}\n", "broken"),
+        }))
+
+    def setUp(self):
+        if not namespace.here():
+            return
+        with contextlib.suppress(FileNotFoundError):
+            self.home.remove_control("tlsroutes")
+        self.dns = self.zones
+
+    def mail(self, domain):
+        return "    C: EHLO test.example\n    S: 250 mx\n" + MAIL.replace("dest.test", domain)
+
+    def send(self, domain, pair, **more):
+        with contextlib.suppress(Gone), Mx(pair, inside=self.mail(domain), **more) as peer:
+            out = self.secure(host=domain)
+        return out, peer
+
+    def refused(self, domain, pair):
+        out, peer = self.send(domain, pair)
+        self.assertRegex(out, rb"^Z127\.0\.0\.2 is not proved to be the host that it should be\. \(#4\.7\.5\)\n[^\n\0]+\n\0$")
+        self.assertEqual(peer.bodies, [])
+
+    @namespace.alone
+    def test_the_marked_key_is_enough_whatever_the_certificate_says(self):
+        out, peer = self.send("signed.test", self.own)
+        self.accepted(out, "dane")
+        self.assertEqual(peer.bodies, [ON_THE_WIRE])
+
+    @namespace.alone
+    def test_another_key_gets_no_mail_though_an_authority_vouches_for_it(self):
+        self.refused("signed.test", self.good)
+        self.refused("wrong.signed.test", self.own)
+
+    @namespace.alone
+    def test_starttls_that_was_stripped_gets_no_mail(self):
+        with Mx(before=GREETED + "    C: QUIT\n    END"):
+            self.assertEqual(self.secure(host="signed.test"),
+                             b"ZTLS is demanded for this host, and 127.0.0.2 does not offer it. (#4.7.4)\n\0")
+
+    @namespace.alone
+    def test_a_marked_authority_vouches_for_the_host_or_the_domain(self):
+        for name in ("mxta.signed.test", "ta.signed.test"):
+            self.accepted(self.send("ta.signed.test", self.made.make(name))[0], "dane")
+        self.refused("ta.signed.test", self.made.make("other.test"))
+        self.refused("ta.signed.test", self.made.expired("mxta.signed.test"))
+        self.refused("ta.signed.test", self.own)
+
+    @namespace.alone
+    def test_marks_that_cannot_be_checked_demand_tls_and_no_more(self):
+        self.accepted(self.send("unusable.signed.test", self.good)[0], "unverified")
+        with Mx(before=GREETED + "    C: QUIT\n    END"):
+            self.assertRegex(self.secure(host="unusable.signed.test"), rb"^ZTLS is demanded for this host")
+
+    @namespace.alone
+    def test_without_marks_nothing_is_demanded(self):
+        for domain in ("bare.signed.test", "outside.signed.test", "plain.test", "to.plain.test"):
+            with Mx(before=GREETED + MAIL.replace("dest.test", domain)):
+                self.plain(self.secure(host=domain))
+
+    @namespace.alone
+    def test_a_zone_whose_signatures_fail_gets_no_mail(self):
+        self.assertEqual(self.secure(host="broken.test"), b"ZSorry, I couldn't find any host by that name. (#4.1.2)\n\0")
+        self.assertRegex(self.secure(host="failing.signed.test"), rb"^Z")
+
+    @namespace.alone
+    def test_the_next_exchanger_is_tried(self):
+        with contextlib.suppress(Gone), Mx(self.own) as first:
+            out, peer = self.send("two.signed.test", self.own, host="127.0.0.3")
+        self.accepted(out, "dane", b"127.0.0.3")
+        self.assertEqual((first.bodies, peer.bodies), ([], [ON_THE_WIRE]))
+
+    @namespace.alone
+    def test_marks_stand_at_the_end_of_an_alias(self):
+        self.accepted(self.send("alias.signed.test", self.own)[0], "dane")
+
+    @namespace.alone
+    def test_a_host_without_exchangers_has_marks_of_its_own(self):
+        self.accepted(self.send("host.signed.test", self.own)[0], "dane")
+        self.refused("host.signed.test", self.good)
+
+    @namespace.alone
+    def test_a_level_of_dane_wants_marks(self):
+        self.home.control("tlsroutes", ":dane\n")
+        self.accepted(self.send("signed.test", self.own)[0], "dane")
+        self.assertEqual(self.secure(host="bare.signed.test"),
+                         b"Zmxbare.signed.test has no TLSA records, which control/tlsroutes demands. (#4.7.5)\n\0")
+
+
+del Base
+
+if __name__ == "__main__":
+    unittest.main()
