@@ -2,7 +2,7 @@
 python3 -m tests.bench --show FILE
 
 Runs the measurements named (all, if none is), prints their tables and what of the limits is reached, and exits 1 when a
-limit that `make bench` promises today (injection and idle) is missed.
+limit that `make bench` promises today (injection, idle and tls) is missed.
 
 As root they run in mount, process and network namespaces of their own (tests/sandbox.py), on a file system
 with a journal, and before other work of the machine; others measure where they are and say so, and the
@@ -24,7 +24,7 @@ from tests import sandbox
 from tests.bench import ground, meter, table, work
 from tests.harness import BIN, ROOT
 
-OWN = ["injection", "idle", "logins"]  # of ours alone: each a module with measure()
+OWN = ["injection", "idle", "logins", "tls"]  # of ours alone: each a module with measure()
 NICE = -15  # all that is measured alike
 
 

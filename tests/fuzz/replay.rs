@@ -23,7 +23,7 @@ macro_rules! targets {
 }
 
 targets! {
-    address assign auth_request bounce cdb control daemons dns_answer dns_question dns_servers dotqmail envelope header info
+    address assign auth_request bounce cdb certificate control daemons dns_answer dns_question dns_servers dotqmail envelope header info
     inject    lines list mailbox options pop3_command pop3_login pop3_session queue_words remote_session rules sasl smtp_body smtp_command smtp_data smtp_reply smtp_session spawn_report spawn_request
     stored tcpto tls_demands todo ucspi
 }
