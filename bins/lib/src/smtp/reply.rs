@@ -318,7 +318,10 @@ mod tests {
     #[test]
     fn extensions_are_read_without_regard_to_case() {
         let reply = whole(b"250-me PIPELINING\r\n250-pipelining\r\n250-Size 1000\r\n250 8bitMIME x\r\n");
-        assert_eq!(Extensions::of(&reply), Extensions { pipelining: true, eight_bit_mime: true, size: true });
+        assert_eq!(
+            Extensions::of(&reply),
+            Extensions { pipelining: true, eight_bit_mime: true, size: true, ..Extensions::default() }
+        );
         let size =
             |line: &[u8]| Extensions::of(&whole(&[b"250-me\r\n250 ".as_slice(), line, b"\r\n"].concat()));
         assert!(size(b"SIZE").size && size(b"size 10k").size && !size(b"SIZES 1").size);
