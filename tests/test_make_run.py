@@ -21,8 +21,9 @@ class MakeRun(unittest.TestCase):
         self.base = harness.scratch()
         self.addCleanup(shutil.rmtree, self.base)
         self.home = os.path.join(self.base, "run home")
-        self.smtp, self.pop3 = free_port(), free_port()
-        self.env = {**os.environ, "RUN_HOME": self.home, "SMTP_PORT": str(self.smtp), "POP3_PORT": str(self.pop3)}
+        self.smtp, self.pop3, self.submission = free_port(), free_port(), free_port()
+        self.env = {**os.environ, "RUN_HOME": self.home, "SMTP_PORT": str(self.smtp), "POP3_PORT": str(self.pop3),
+                    "SUBMISSION_PORT": str(self.submission)}
 
     def start(self, **env):
         daemon = Daemon([os.path.join(ROOT, "scripts", "run")], env={**self.env, **env}, cwd=self.base, own_group=True)
@@ -55,7 +56,7 @@ class MakeRun(unittest.TestCase):
         text = daemon.log()
         self.assertIn("    Subject: first message\n", text)
         self.assertIn("    \n    It works.\n", text)
-        self.assertIn(f"SMTP on 127.0.0.1:{self.smtp}, POP3 on 127.0.0.1:{self.pop3}", text)
+        self.assertIn(f"SMTP on 127.0.0.1:{self.smtp}, POP3 on 127.0.0.1:{self.pop3},", text)
         with smtplib.SMTP("127.0.0.1", self.smtp) as client:
             client.sendmail("ann@mail.example", ["joe@mail.example"], b"Subject: second\r\n\r\nhello\r\n")
         new = os.path.join(self.home, "home/joe/Maildir/new")
@@ -67,7 +68,7 @@ class MakeRun(unittest.TestCase):
         self.assertEqual(daemon.process.poll(), None)
         with open(os.path.join(self.home, "run/queue.lock")) as f:
             before = harness.family(daemon.pid, int(f.read()))
-        self.assertLessEqual({"qmail-send", "qmail-lspawn", "qmail-rspawn", "qmail-clean", "qmail-queued", "tcpserver"},
+        self.assertLessEqual({"qmail-send", "qmail-lspawn", "qmail-rspawn", "qmail-clean", "qmail-queued", "tcpserver", "tlsserver"},
                              set(before.values()))
         os.killpg(daemon.pid, signal.SIGINT)  # as a terminal does
         self.assertEqual(daemon.process.wait(harness.TIMEOUT), 0)
@@ -92,7 +93,7 @@ class MakeRun(unittest.TestCase):
         done = subprocess.run(as_owner + ["sh"], input=script, capture_output=True, text=True, cwd=self.base, timeout=60)
         self.assertEqual(done.returncode, 0, done.stderr)
         joe, ann = (os.path.join(self.home, "home", u, "Maildir/new") for u in ("joe", "ann"))
-        wait_for(lambda: len(os.listdir(joe)) == 4 and len(os.listdir(ann)) == 1, "what the commands sent")
+        wait_for(lambda: len(os.listdir(joe)) == 4 and len(os.listdir(ann)) == 2, "what the commands sent")
 
     def test_a_port_in_use_and_an_unusable_place_get_a_sentence(self):
         with socket.create_server(("127.0.0.1", self.pop3)):
@@ -121,7 +122,7 @@ class MakeRun(unittest.TestCase):
     def test_a_second_run_in_the_same_home_is_refused_and_the_first_goes_on(self):
         daemon = self.start()
         done = subprocess.run([os.path.join(ROOT, "scripts", "run")], capture_output=True, text=True, timeout=60,
-                              env={**self.env, "SMTP_PORT": str(free_port()), "POP3_PORT": str(free_port())})
+                              env={**self.env, "SMTP_PORT": str(free_port()), "POP3_PORT": str(free_port()), "SUBMISSION_PORT": str(free_port())})
         self.assertEqual(done.returncode, 111)
         self.assertIn("already running", done.stderr)
         self.assertIsNone(daemon.process.poll())

@@ -1,16 +1,21 @@
 """Submission: qmail-smtpd with SUBMISSION in its environment. Logins first, senders of the account, whole headers, a rate."""
 
+import base64
 import os
+import poplib
 import re
 import shutil
 import smtplib
+import subprocess
 import unittest
 
 from tests import checkers, harness, logins
+from tests.certificates import Authority, Store
 from tests.checkers import plain
 from tests.harness import Home, Line, dialogue
 from tests.test_smtp_auth import CAPTURE
-from tests.tlsfront import Front
+from tests.test_tlsserver import Server, trusting
+from tests.tlsfront import Front, certificate
 
 HOME = None
 
@@ -169,6 +174,112 @@ class Rate(logins.InAHome):
         self.home.control("submissionrate", "3\n")
         self.authd.stop()
         self.send(1, "354 go ahead")
+
+
+class BehindTlsserver(unittest.TestCase):
+    """The real thing: tlsserver before qmail-smtpd and qmail-popup, gsasl and msmtp as clients."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.ca = cls.enterClassContext(Authority())
+        cls.store = cls.enterClassContext(Store())
+        cls.store.put("default", cls.ca.issue("localhost"))
+
+    def setUp(self):
+        self.kept = HOME.file("kept")
+        shutil.rmtree(self.kept, ignore_errors=True)
+        os.mkdir(self.kept)
+        if os.geteuid() == 0:
+            os.chown(self.kept, *harness.owner()[1:])
+        HOME.control("authinsecure", "0\n")
+        HOME.control("scramparams.cdb", checkers.params())
+        HOME.control("scramsecret", "never told\n")
+
+    def serve(self, *options, program, **env):
+        env = {**HOME.env, "QMAILQUEUE": HOME.file("capture.sh"), "CAPTURE_DIR": self.kept, "CHECKER_HOME": HOME.file("home", "joe"), **env}
+        return self.enterContext(Server(*options, store=self.store, program=program, env=env))
+
+    def gsasl(self, server, protocol, *options):
+        done = subprocess.run(["gsasl", protocol, "--connect", f"localhost:{server.port}", "--authentication-id", "joe", "--password",
+                               "secret", "--starttls", "--x509-ca-file", self.ca.file, *options],
+                              input="", capture_output=True, text=True, timeout=harness.TIMEOUT)
+        return done.stdout + done.stderr
+
+    @unittest.skipUnless(shutil.which("gsasl"), "scripts/test-packages installs gsasl")
+    def test_gsasl_binds_scram_to_the_session(self):
+        server = self.serve("-n", program=("qmail-smtpd", "checker", "true"), SUBMISSION="1")
+        said = self.gsasl(server, "--smtp", "--mechanism", "SCRAM-SHA-256-PLUS")
+        self.assertIn("AUTH SCRAM-SHA-256-PLUS", said)
+        self.assertIn("235 2.7.0 ok, go ahead", said)
+        self.assertEqual(self.told_binding(said), b"p=tls-exporter,")
+
+    @staticmethod
+    def told_binding(said):
+        first = re.search(r"^AUTH SCRAM-SHA-256-PLUS(?: |\r?\n334 ?\r?\n)([A-Za-z0-9+/=]+)", said, re.M).group(1)
+        return base64.b64decode(first)[:15]
+
+    def test_a_user_sends_from_both_ports(self):
+        for options, client in ((["-n"], self.by_starttls), ([], self.at_once)):
+            server = self.serve(*options, program=("qmail-smtpd", "checker", "true"), SUBMISSION="1")
+            with client(server) as smtp:
+                smtp.login("joe", "secret")
+                smtp.sendmail("joe@test.example", ["x@elsewhere.example"], "Subject: x\n\nhi\n")
+            message = checkers.read(self.kept, "message")
+            self.assertIn(b"(joe@127.0.0.1)", message)
+            self.assertIn(b" with ESMTPSA; ", message)
+            self.assertIn(b"\nMessage-ID: <", message)
+            self.assertIn("LOGIN, user=joe, method=", server.log())
+
+    def by_starttls(self, server):
+        smtp = smtplib.SMTP("localhost", server.port, timeout=harness.TIMEOUT)
+        smtp.starttls(context=trusting(authority=self.ca))
+        return smtp
+
+    def at_once(self, server):
+        return smtplib.SMTP_SSL("localhost", server.port, timeout=harness.TIMEOUT, context=trusting(authority=self.ca))
+
+    def test_a_client_certificate_is_as_good_as_a_password(self):
+        HOME.control("tlsclients", "joe@test.example\n")
+        self.addCleanup(HOME.remove_control, "tlsclients")
+        directory = harness.scratch()
+        self.addCleanup(shutil.rmtree, directory, ignore_errors=True)
+        key, cert = certificate(directory, "joe", "-addext", "subjectAltName=email:joe@test.example",
+                                "-addext", "basicConstraints=critical,CA:FALSE", "-addext", "extendedKeyUsage=clientAuth")
+        os.chmod(directory, 0o755)
+        server = self.serve("-n", "-A", self.ca.file, program=("qmail-smtpd",), SUBMISSION="1")
+        context = trusting(authority=self.ca)
+        context.load_cert_chain(cert, key)  # not of the authority: it proves nothing
+        smtp = smtplib.SMTP("localhost", server.port, timeout=harness.TIMEOUT)
+        self.addCleanup(smtp.close)
+        smtp.starttls(context=context)
+        self.assertIn(smtp.docmd("AUTH", "EXTERNAL =")[0], (502, 504))
+
+    def test_reading_by_stls_and_scram(self):
+        server = self.serve("-n", program=("qmail-popup", "pop.example", "checker", "qmail-pop3d", "Maildir"))
+        client = poplib.POP3("localhost", server.port, timeout=harness.TIMEOUT)
+        self.addCleanup(client.close)
+        client.stls(context=trusting(authority=self.ca))
+        self.assertIn("SCRAM-SHA-256-PLUS", client.capa()["SASL"])
+        scram = checkers.Scram("joe", "secret")
+        client._putcmd("AUTH SCRAM-SHA-256 " + scram.first())
+        client._putline(scram.final(client._getline()[0].decode()[2:]).encode())
+        self.assertEqual(client._getline()[0], b"+ " + scram.expected().encode())
+        client._putline(b"")
+        self.assertTrue(client._getline()[0].startswith(b"+OK"))
+        self.assertEqual(client.stat(), (0, 0))
+        client.quit()
+
+    @unittest.skipUnless(shutil.which("msmtp"), "scripts/test-packages installs msmtp")
+    def test_msmtp_trusts_the_certificate_and_sends(self):
+        server = self.serve(program=("qmail-smtpd", "checker", "true"), SUBMISSION="1")
+        for mechanism in ("plain", "login", "scram-sha-256"):
+            done = subprocess.run(
+                ["msmtp", "--host=localhost", f"--port={server.port}", f"--auth={mechanism}", "--user=joe", "--tls=on", "--tls-starttls=off",
+                 f"--tls-trust-file={self.ca.file}", "--from=joe@test.example", "--passwordeval=echo secret", "--file=/dev/null",
+                 "x@elsewhere.example"],
+                input=f"Subject: {mechanism}\n\nhi\n", capture_output=True, text=True, timeout=harness.TIMEOUT)
+            self.assertEqual(done.returncode, 0, done.stderr + server.log())
+            self.assertIn(f"Subject: {mechanism}\n".encode(), checkers.read(self.kept, "message"))
 
 
 if __name__ == "__main__":

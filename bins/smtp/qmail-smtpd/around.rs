@@ -21,6 +21,9 @@ pub trait Around {
     /// Has a login checked.
     fn check(&mut self, fields: &Fields, facts: &Facts) -> Verdict;
 
+    /// Whether who checks tells the log of refusals by itself.
+    fn tells_refusals(&self) -> bool;
+
     /// Whether an account may send to so many recipients, of so many an hour.
     fn may_send(&mut self, account: &[u8], recipients: u32, hourly: u32) -> bool;
 
@@ -50,6 +53,10 @@ impl Around for Alone {
 
     fn check(&mut self, _: &Fields, _: &Facts) -> Verdict {
         Verdict::Temporary
+    }
+
+    fn tells_refusals(&self) -> bool {
+        false
     }
 
     fn may_send(&mut self, _: &[u8], _: u32, _: u32) -> bool {

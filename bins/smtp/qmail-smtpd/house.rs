@@ -130,6 +130,10 @@ impl Around for House {
         }
     }
 
+    fn tells_refusals(&self) -> bool {
+        matches!(self.check, Check::Door(..) | Check::Launcher(_, _, true))
+    }
+
     /// The books are qmail-authd's: nobody keeps any where it does not run, and then nobody counts.
     fn may_send(&mut self, account: &[u8], recipients: u32, hourly: u32) -> bool {
         let request = RateRequest { recipients, hourly, account: account.to_vec() };

@@ -161,7 +161,9 @@ impl<I: Source, O: Sink, Q: Queue, A: Around> Session<'_, I, O, Q, A> {
                     name.clone_from(&fields.name);
                     match self.around.check(&fields, &self.standing.facts) {
                         Verdict::Accepted(signature) => server.accepted(&signature),
-                        Verdict::Refused => return self.refused(mechanism, &name),
+                        Verdict::Refused => {
+                            return self.refused(mechanism, &name, self.around.tells_refusals());
+                        }
                         Verdict::Temporary => return Ok(reply::LOGIN_LATER),
                     }
                 }
@@ -172,13 +174,16 @@ impl<I: Source, O: Sink, Q: Queue, A: Around> Session<'_, I, O, Q, A> {
                     return Ok(reply::WELCOME);
                 }
                 Step::Refused(Refusal::Malformed) => return Ok(reply::BAD_ANSWER),
-                Step::Refused(Refusal::Unacceptable) => return self.refused(mechanism, &name),
+                Step::Refused(Refusal::Unacceptable) => return self.refused(mechanism, &name, false),
             }
         }
     }
 
-    fn refused(&mut self, mechanism: Mechanism, name: &[u8]) -> Result<Reply, End> {
-        self.record(b"LOGIN FAILED", mechanism, name);
+    /// `told`: the log knows of it already.
+    fn refused(&mut self, mechanism: Mechanism, name: &[u8], told: bool) -> Result<Reply, End> {
+        if !told {
+            self.record(b"LOGIN FAILED", mechanism, name);
+        }
         self.around.pause(DELAY * (self.standing.failures + 1));
         self.standing.failures += 1;
         if self.standing.failures >= FAILURES_MAX {
