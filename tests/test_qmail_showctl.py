@@ -130,6 +130,13 @@ class Showctl(unittest.TestCase):
         self.assertEqual(got["a?b"], "I have no idea what this file does.")
         self.assertEqual(got["me"], "My name is test?[2J.example.")
 
+    def test_what_is_in_pem_is_named_and_not_shown(self):
+        os.mkdir(HOME.file("control/tls"))
+        HOME.control("tlsca", "secret\n")
+        got = self.sections()
+        self.assertEqual(got["tls"], "Certificates and keys, of tlsserver and tlsclient.")
+        self.assertEqual(got["tlsca"], "Authorities that tlsclient trusts, in the place of the system's.")
+
     def test_morercpthosts_and_its_database_are_compared(self):
         database = lambda: self.sections()["morercpthosts.cdb"]
         HOME.control("morercpthosts", "a.example\n")

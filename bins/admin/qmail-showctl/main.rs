@@ -122,6 +122,12 @@ const FILES: [File; 40] = [
     File("virtualdomains", List("No virtual domains."), "Virtual domain: ", ""),
 ];
 
+/// What is in PEM is for openssl(1) to show.
+const NOT_OURS: [(&str, &str); 2] = [
+    ("tls", "Certificates and keys, of tlsserver and tlsclient."),
+    ("tlsca", "Authorities that tlsclient trusts, in the place of the system's."),
+];
+
 const RECIPIENTS_AT: &str = "SMTP clients may send messages to recipients at ";
 
 fn main() -> ! {
@@ -170,9 +176,11 @@ fn show(out: &mut Vec<u8>) -> Result<Found, Trouble> {
         }
     }
     for name in names.iter().filter(|name| FILES.iter().all(|file| file.0.as_bytes() != name.as_slice())) {
+        let known = NOT_OURS.iter().find(|(known, _)| known.as_bytes() == name.as_slice());
+        let what = known.map_or("I have no idea what this file does.", |(_, what)| what);
         out.push(b'\n');
         out.extend(name.iter().copied().map(printable));
-        out.extend_from_slice(b": I have no idea what this file does.\n");
+        out.extend_from_slice(format!(": {what}\n").as_bytes());
     }
     let mut found = problems::find(&home, &names);
     // What keeps programs in their places, and this kernel cannot do.
