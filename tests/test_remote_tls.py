@@ -413,5 +413,23 @@ class Policies(Case):
         self.assertEqual(out, b"ZUnable to ask mta-sts what this domain demands. (#4.7.5)\n\0")
 
 
+class Whole(Case):
+    """From the queue to the exchanger: qmail-start has put tlsclient and mta-sts before qmail-rspawn."""
+
+    @namespace.alone
+    def test_mail_goes_out_encrypted_and_the_log_says_how(self):
+        self.home.control("tlsroutes", "dest.test:pkix name=mx.test\n")
+        self.addCleanup(self.home.stop)
+        with Mx(self.good) as peer:
+            self.home.start(env=self.env())
+            done = self.home.inject(MESSAGE, "s@test.example", ["r@dest.test"])
+            self.assertEqual(done.code, 0)
+            self.home.wait_log(r"^delivery 1: success: 127\.0\.0\.2_accepted_message\./Remote_host_said:_250_queued/"
+                               r"tls=TLSv1\.3_TLS\S*_pkix/")
+        self.assertEqual(len(peer.bodies), 1)
+        self.assertTrue(peer.bodies[0].endswith(ON_THE_WIRE))
+        self.home.wait_empty()
+
+
 if __name__ == "__main__":
     unittest.main()
