@@ -2,104 +2,133 @@
 //!
 //! Programs here live for a moment and allocate little. The C library asks the kernel for every few kilobytes
 //! and gives them back as soon as they are free: a dozen calls and page faults a process, each of which costs more
-//! on a virtual machine than what was done with the memory. So the first allocations come out of one piece of the
-//! program's own data, untouched until used; when that is spent, or for something large, the C library takes over. What
-//! is freed is used again only if it lies at the end.
+//! on a virtual machine than what was done with the memory. So allocations come out of one piece of the program's own
+//! data, untouched until used: in blocks of a power of two, each of which, freed, waits for the next of its size. When
+//! the piece is spent, or for something large, the C library takes over.
 #![allow(unsafe_code)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::UnsafeCell;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// More than most programs use in their life; pages never touched cost nothing.
-const SIZE: usize = 256 * 1024;
+const SIZE: usize = 512 * 1024;
 
-/// From here on the C library does it: such pieces are few, and are worth giving back.
-const LARGE: usize = 80 * 1024;
-
-/// What every allocator gives, and code that casts bytes counts on: nix puts control messages into a vector of bytes.
-const ALIGN: usize = 8;
+/// The smallest and the largest block. Beyond, the C library does it: such pieces are few, and worth giving back.
+const SMALLEST: usize = 16;
+const LARGEST: usize = 128 * 1024;
+const CLASSES: usize = (LARGEST / SMALLEST).ilog2() as usize + 1;
 
 #[repr(align(4096))]
-struct Room(UnsafeCell<[u8; SIZE]>);
+struct Room(#[allow(dead_code)] [u8; SIZE]); // reached by address only
 
-// SAFETY: the bytes are only reached through allocations, each of which has a range of its own.
-unsafe impl Sync for Room {}
+struct Arena {
+    room: UnsafeCell<Room>,
+    books: UnsafeCell<Books>,
+    /// Our programs have one thread. Tests have more.
+    busy: AtomicBool,
+}
 
-static ROOM: Room = Room(UnsafeCell::new([0; SIZE]));
+/// What is free.
+struct Books {
+    /// Behind this nothing was ever used, and is zero.
+    next: usize,
+    /// For each size the block freed last, which holds where the one before it is; 0 is none, and so the places
+    /// are counted from 1.
+    freed: [usize; CLASSES],
+}
 
-/// Where what is free begins.
-static NEXT: AtomicUsize = AtomicUsize::new(0);
-
-/// Behind this nothing was ever used, and is zero.
-static FRESH: AtomicUsize = AtomicUsize::new(0);
-
-struct Arena;
+// SAFETY: the books are only reached while `busy` is held, the room only through allocations, each a range of its own.
+unsafe impl Sync for Arena {}
 
 #[global_allocator]
-static ARENA: Arena = Arena;
+static ARENA: Arena = Arena {
+    room: UnsafeCell::new(Room([0; SIZE])),
+    books: UnsafeCell::new(Books { next: 0, freed: [0; CLASSES] }),
+    busy: AtomicBool::new(false),
+};
 
-fn start() -> usize {
-    ROOM.0.get() as usize
-}
-
-/// Where a piece of the room begins in it; None for memory of the C library.
-fn within(pointer: *mut u8) -> Option<usize> {
-    (pointer as usize).checked_sub(start()).filter(|at| *at < SIZE)
-}
-
-/// Moves the end of what is used, if it still is where the caller saw it.
-fn advance(from: usize, to: usize) -> bool {
-    to <= SIZE && NEXT.compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed).is_ok()
-}
-
-/// The beginning of a range that is the caller's.
-fn take(layout: Layout) -> Option<usize> {
-    if layout.size() >= LARGE || layout.align() > 4096 {
+/// The class of a layout; None for what is not ours.
+fn class(layout: Layout) -> Option<usize> {
+    if layout.size() > LARGEST || layout.align() > SMALLEST {
         return None;
     }
-    loop {
-        let from = NEXT.load(Ordering::Acquire);
-        let at = from.checked_next_multiple_of(layout.align().max(ALIGN))?;
-        let end = at.checked_add(layout.size()).filter(|end| *end <= SIZE)?;
-        if advance(from, end) {
-            return Some(at);
+    Some((layout.size().max(SMALLEST).next_power_of_two() / SMALLEST).ilog2() as usize)
+}
+
+fn size_of_class(class: usize) -> usize {
+    SMALLEST << class
+}
+
+impl Arena {
+    fn start(&self) -> *mut u8 {
+        self.room.get().cast()
+    }
+
+    /// Where a block of ours begins; None for memory of the C library.
+    fn place(&self, pointer: *mut u8) -> Option<usize> {
+        (pointer as usize).checked_sub(self.start() as usize).filter(|at| *at < SIZE)
+    }
+
+    fn with_books<T>(&self, work: impl FnOnce(&mut Books) -> T) -> T {
+        while self.busy.compare_exchange_weak(false, true, Ordering::Acquire, Ordering::Relaxed).is_err() {
+            std::hint::spin_loop();
         }
+        // SAFETY: `busy` is ours, so nobody else has this reference; `work` does not allocate.
+        let result = work(unsafe { &mut *self.books.get() });
+        self.busy.store(false, Ordering::Release);
+        result
+    }
+
+    /// A block of this class, and whether it was never used.
+    fn take(&self, class: usize) -> Option<(*mut u8, bool)> {
+        let (at, fresh) = self.with_books(|books| {
+            let freed = books.freed.get_mut(class)?;
+            if let Some(at) = freed.checked_sub(1) {
+                // SAFETY: a freed block of ours, aligned, which holds the place of the next one.
+                *freed = unsafe { self.start().add(at).cast::<usize>().read() };
+                return Some((at, false));
+            }
+            let (at, end) = (books.next, books.next + size_of_class(class));
+            (end <= SIZE).then(|| {
+                books.next = end;
+                (at, true)
+            })
+        })?;
+        // SAFETY: within the room.
+        Some((unsafe { self.start().add(at) }, fresh))
+    }
+
+    fn give_back(&self, at: usize, class: usize) {
+        self.with_books(|books| {
+            if let Some(freed) = books.freed.get_mut(class) {
+                // SAFETY: the block is free, aligned and large enough for one number.
+                unsafe { self.start().add(at).cast::<usize>().write(*freed) };
+                *freed = at + 1;
+            }
+        });
     }
 }
 
-/// Notes that what is there may be written to.
-fn use_up_to(end: usize) {
-    FRESH.fetch_max(end, Ordering::AcqRel);
-}
-
-fn pointer(at: usize) -> *mut u8 {
-    (start() + at) as *mut u8
-}
-
-// SAFETY: a range is given out once until it is freed: only who moved NEXT over it has it, and NEXT goes back only over
-// the last range, by its owner. Everything else is System's.
+// SAFETY: a block has one owner until it is freed: it is behind `next`, or was in the list of its class, and is in
+// neither any more. All blocks begin at a multiple of SMALLEST and have the size of their class. The rest is System's.
 unsafe impl GlobalAlloc for Arena {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        match take(layout) {
-            Some(at) => {
-                use_up_to(at + layout.size());
-                pointer(at)
-            }
+        match class(layout).and_then(|class| self.take(class)) {
+            Some((pointer, _)) => pointer,
             // SAFETY: passed on as we got it.
             None => unsafe { System.alloc(layout) },
         }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        match take(layout) {
-            Some(at) => {
-                let end = at + layout.size();
-                let used = FRESH.load(Ordering::Acquire).clamp(at, end) - at;
-                use_up_to(end);
-                // SAFETY: ours alone, and so large.
-                unsafe { pointer(at).write_bytes(0, used) };
-                pointer(at)
+        match class(layout).and_then(|class| self.take(class)) {
+            Some((pointer, fresh)) => {
+                if !fresh {
+                    // SAFETY: ours alone, and so large.
+                    unsafe { pointer.write_bytes(0, layout.size()) };
+                }
+                pointer
             }
             // SAFETY: passed on as we got it; fresh pages are zero without being touched.
             None => unsafe { System.alloc_zeroed(layout) },
@@ -107,33 +136,28 @@ unsafe impl GlobalAlloc for Arena {
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        match within(pointer) {
-            Some(at) => {
-                advance(at + layout.size(), at);
-            }
+        match (self.place(pointer), class(layout)) {
+            (Some(at), Some(class)) => self.give_back(at, class),
             // SAFETY: not from the room, so from System.
-            None => unsafe { System.dealloc(pointer, layout) },
+            _ => unsafe { System.dealloc(pointer, layout) },
         }
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        let Some(at) = within(pointer) else {
+        let Some(_) = self.place(pointer) else {
             // SAFETY: as in dealloc.
             return unsafe { System.realloc(pointer, layout, size) };
         };
-        // The last one grows and shrinks where it is.
-        if size < LARGE && at + size <= SIZE && advance(at + layout.size(), at + size) {
-            use_up_to(at + size);
+        // SAFETY: the caller asked for a valid size with this alignment.
+        let larger = unsafe { Layout::from_size_align_unchecked(size, layout.align()) };
+        if class(larger) == class(layout) {
             return pointer;
         }
-        if size <= layout.size() {
-            return pointer;
-        }
-        // SAFETY: a new piece of its own, at least as large as what is copied; the caller asked for valid sizes.
+        // SAFETY: a block of its own, as large as the smaller of the two.
         unsafe {
-            let fresh = self.alloc(Layout::from_size_align_unchecked(size, layout.align()));
+            let fresh = self.alloc(larger);
             if !fresh.is_null() {
-                std::ptr::copy_nonoverlapping(pointer, fresh, layout.size());
+                std::ptr::copy_nonoverlapping(pointer, fresh, layout.size().min(size));
                 self.dealloc(pointer, layout);
             }
             fresh
