@@ -521,18 +521,16 @@ EXPECTED = {
     "qmail-start": [Want(("qmailq", "qmail"), {"qmail-send"}, {0: NULL, 1: NULL, 2: NULL}, f"{PIPE}|{NULL}")],
     "qmail-queued": [Want(("qmailq", "qmail"), {"qmail-start"}, {0: NULL, 1: NULL, 2: PIPE, 3: HOME + "/run/queue\\.lock", 4: SOCKET}, SOCKET),
                      Want(("qmailq", "qmail"), {"qmail-queued"}, {0: NULL, 1: NULL, 2: PIPE}, f"{PIPE}|{SOCKET}|{HOME}/queue/pid/.*|{HOME}/queue/mess/.*")],
-    # The first; and one beside each delivery.
-    "qmail-lspawn": [Want(("root", "qmail"), {"qmail-send"}, {0: PIPE, 1: PIPE, 2: NULL}, f"{PIPE}|{NULL}|{HOME}/queue/lock/ledger.local")] + [
-        Want(("root", "qmail"), {"qmail-lspawn"}, BESIDE, f"{PIPE}|{NULL}|{HOME}/queue/lock/ledger.local")] * 2,
+    # The first; and one beside each delivery, with a line from the first and one to the program.
+    "qmail-lspawn": [Want(("root", "qmail"), {"qmail-send"}, {0: PIPE, 1: PIPE, 2: NULL}, f"{PIPE}|{SOCKET}|{NULL}|{HOME}/queue/lock/ledger.local")] + [
+        Want(("root", "qmail"), {"qmail-lspawn"}, BESIDE, f"{PIPE}|{SOCKET}|{NULL}|{HOME}/queue/lock/ledger.local")] * 2,
     "qmail-rspawn": [Want(("qmailr", "qmail"), {"qmail-send"}, {0: PIPE, 1: PIPE, 2: NULL}, f"{PIPE}|{SOCKET}|{NULL}|{HOME}/queue/lock/ledger.remote"),
                      Want(("qmailr", "qmail"), {"qmail-rspawn"}, BESIDE, f"{PIPE}|{SOCKET}|{NULL}|{HOME}/queue/lock/ledger.remote")],
-    # What answers qmail-remote's questions about TLS, left by who became qmail-rspawn.
-    "tlsclient": [Want(("qmailr", "qmail"), {"qmail-rspawn"}, BESIDE, SOCKET)],
-    "mta-sts": [Want(("qmailr", "qmail"), {"qmail-rspawn"}, BESIDE, SOCKET)],
     # It holds intd locked for life: one qmail-clean a queue.
     "qmail-clean": [Want(("qmailq", "qmail"), {"qmail-send"}, {0: PIPE, 1: PIPE, 2: NULL, 3: HOME + "/queue/intd"})],
     "qmail-remote": [Want(("qmailr", "qmail"), {"qmail-rspawn"}, DELIVERY, f"{SOCKET}|{HOME}/queue/lock/tcpto")],
-    "qmail-local": [Want(("joe", "joe"), {"qmail-lspawn"}, DELIVERY), Want(("alias", "nofiles"), {"qmail-lspawn"}, DELIVERY)],
+    # Descriptor 3 is the line for the next message; what they run does not have it.
+    "qmail-local": [Want(("joe", "joe"), {"qmail-lspawn"}, DELIVERY, SOCKET), Want(("alias", "nofiles"), {"qmail-lspawn"}, DELIVERY, SOCKET)],
     "sh": [Want(("joe", "joe"), {"qmail-local"}, DELIVERY), Want(("alias", "nofiles"), {"qmail-local"}, DELIVERY)],
     "tcpserver": [Want(("qmaild", "nofiles"), {"the tests"}, SERVER)] * 2 + [Want(("root", "root"), {"the tests"}, SERVER, groups=[])],
     # To qmail-queued's worker: a socket and two pipes.

@@ -18,11 +18,12 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Pid, Uid};
 use qmail::assign::{self, User};
 use qmail::cdb;
+use qmail::environ::Environ;
 use qmail::home::{Account, Home};
 use qmail::program::{self, Args};
 use qmail::spawn::ledger::Ledger;
 use qmail::spawn::report::{self, local as code};
-use qmail::spawn::{self, Delivery, Request, serve, stay_with};
+use qmail::spawn::{self, Ceilings, Delivery, Request, line, serve, stay_with};
 use qmail::sys::process::{Command, End, become_user, wait};
 use qmail::trouble::Trouble;
 use qmail::{exits, fd};
@@ -30,6 +31,9 @@ use std::os::fd::OwnedFd;
 
 /// What the next one of us must know.
 const LEDGER: &str = "queue/lock/ledger.local";
+
+/// qmail-locals at work or waiting for more; beyond, those that wait leave.
+const STAYING_MAX: usize = 100;
 
 /// What qmail-getpw prints: a name, two numbers, a home directory and an extension.
 const GETPW_MAX: usize = 64 * 1024;
@@ -45,6 +49,7 @@ fn lspawn(args: Args) -> Result<(), Trouble> {
     let local = Local {
         owner: role(&home, "qmailq")?,
         getpw: home.ids().role("qmailp"),
+        depends: [program::find_in(&home, "qmail-local"), home.path("users/cdb")],
         qmail_local: program::find_in(&home, "qmail-local"),
         qmail_getpw: program::find_in(&home, "qmail-getpw"),
         default: default.clone(),
@@ -69,6 +74,8 @@ struct Local {
     /// Who asks the account database; None in a home that does not name it.
     getpw: Option<Account>,
     qmail_local: Vec<u8>,
+    /// Itself and users/cdb.
+    depends: [Vec<u8>; 2],
     qmail_getpw: Vec<u8>,
 }
 
@@ -89,9 +96,35 @@ impl Delivery for Local {
         vec![report::of_local(end, output); count]
     }
 
+    fn ceilings(&self) -> Option<Ceilings> {
+        Some(Ceilings { connections: STAYING_MAX, host: usize::MAX })
+    }
+
+    fn company(&self, request: &Request) -> Vec<u8> {
+        request.recipient.clone()
+    }
+
+    fn depends(&self) -> &[Vec<u8>] {
+        &self.depends
+    }
+
     fn run(&self, requests: &[Request], message: OwnedFd, output: OwnedFd, beside: Pid) -> i32 {
         match requests {
-            [request] => self.deliver(request, &message, &output, beside),
+            [request] => self.deliver(request, &message, &output, beside, None),
+            _ => code::BUG,
+        }
+    }
+
+    fn run_on(
+        &self,
+        requests: &[Request],
+        message: OwnedFd,
+        output: OwnedFd,
+        beside: Pid,
+        line: OwnedFd,
+    ) -> i32 {
+        match requests {
+            [request] => self.deliver(request, &message, &output, beside, Some(&line)),
             _ => code::BUG,
         }
     }
@@ -99,7 +132,14 @@ impl Delivery for Local {
 
 impl Local {
     /// In the child. Gives an exit code of the report table, or becomes qmail-local.
-    fn deliver(&self, request: &Request, message: &OwnedFd, output: &OwnedFd, beside: Pid) -> i32 {
+    fn deliver(
+        &self,
+        request: &Request,
+        message: &OwnedFd,
+        output: &OwnedFd,
+        beside: Pid,
+        line: Option<&OwnedFd>,
+    ) -> i32 {
         let (local, domain) = request.local_and_domain();
         if local.is_empty() {
             return exits::SUCCESS; // nobody to deliver to
@@ -126,12 +166,19 @@ impl Local {
             &request.sender,
             &self.default,
         ];
-        Command::new(&self.qmail_local, &argv)
+        let mut environ = Environ::inherited();
+        environ.unset(line::VARIABLE); // whoever set it does not know what is on that descriptor
+        let mut command = Command::new(&self.qmail_local, &argv)
             .directory(self.home.path(""))
             .descriptor(message, 0)
             .descriptor(output, 1)
-            .descriptor(output, 2)
-            .exec();
+            .descriptor(output, 2);
+        // Another one would not know the line, and could start ours behind itself.
+        if let Some(line) = line.filter(|_| spawn::ours(&self.home, "qmail-local").is_some()) {
+            environ.set(line::VARIABLE, line::NUMBER.to_string());
+            command = command.descriptor(line, line::NUMBER);
+        }
+        command.environ(&environ).exec();
         code::EXEC
     }
 

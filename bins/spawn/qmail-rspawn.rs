@@ -34,6 +34,10 @@ const LEDGER: &str = "queue/lock/ledger.remote";
 const CONCURRENCY_HOST: u64 = 20;
 const CONCURRENCY_REMOTE: u64 = 20;
 
+/// Control files of which a connection that is kept is made.
+const READ_BY_REMOTE: [&str; 7] =
+    ["smtproutes", "senderroutes", "smtpauth", "tlsroutes", "helohost", "me", "timeoutremote"];
+
 /// Length of the table of hosts that timed out.
 const TCPTO_SIZE: usize = 1024;
 
@@ -60,6 +64,9 @@ fn rspawn(args: Args) -> Result<(), Trouble> {
         together: spawn::is_together_announced(),
         width: spawn::announced_width(),
         ceilings: ours.then_some(ceilings),
+        depends: std::iter::once(program::find_in(&home, "qmail-remote"))
+            .chain(READ_BY_REMOTE.iter().map(|name| home.path(&format!("control/{name}"))))
+            .collect(),
         home,
     };
     serve(&remote, ledger, null)
@@ -71,11 +78,10 @@ const RESOLV_CONF: &[u8] = b"/etc/resolv.conf";
 /// A jail is never handed to a program that is not ours: another one may be named by QMAILREMOTE, stand before
 /// ours in PATH, or be a script in its place. Whether it is ours.
 fn close_jail(home: &Home, replaced: bool) -> Result<bool, Trouble> {
-    let path = program::find_in(home, "qmail-remote");
-    let ours = jail::home_of(&home.path("bin/qmail-remote"));
-    if replaced || jail::home_of(&path) != ours || is_script(&path) {
+    if replaced || spawn::ours(home, "qmail-remote").is_none() {
         return Jail::of(&programs::QMAIL_RSPAWN_OTHER).close().map(|()| false);
     }
+    let ours = jail::home_of(&home.path("bin/qmail-remote"));
     Jail::of(&programs::QMAIL_RSPAWN)
         .home(home)
         .place(programs::PROGRAMS, ours)
@@ -92,12 +98,6 @@ fn ceilings(home: &Home) -> Result<Ceilings, Trouble> {
         connections: number("concurrencyremote", CONCURRENCY_REMOTE)?,
         host: number("concurrencyhost", CONCURRENCY_HOST)?,
     })
-}
-
-/// What cannot be read is none: its interpreter could not read it either.
-fn is_script(path: &[u8]) -> bool {
-    let mut start = [0; 2];
-    fd::open_read(path).is_ok_and(|file| fd::read(&file, &mut start) == Ok(2) && start == *b"#!")
 }
 
 /// A restart is how an administrator says that the network is back. The table only saves time: when it
@@ -117,6 +117,8 @@ struct Remote {
     width: Width,
     /// Where qmail-remote is ours, which takes one message after the other.
     ceilings: Option<Ceilings>,
+    /// Itself, and what it read.
+    depends: Vec<Vec<u8>>,
 }
 
 impl Remote {
@@ -141,7 +143,8 @@ impl Remote {
         environ.unset(line::VARIABLE); // whoever set it does not know what is on that descriptor
         let mut command =
             Command::new(path, &argv).descriptor(message, 0).descriptor(output, 1).descriptor(output, 2);
-        if let Some(line) = line {
+        // Another one, put there since, could start ours behind itself.
+        if let Some(line) = line.filter(|_| spawn::ours(&self.home, "qmail-remote").is_some()) {
             environ.set(line::VARIABLE, line::NUMBER.to_string());
             command = command.descriptor(line, line::NUMBER);
         }
@@ -181,6 +184,10 @@ impl Delivery for Remote {
 
     fn ceilings(&self) -> Option<Ceilings> {
         self.ceilings
+    }
+
+    fn depends(&self) -> &[Vec<u8>] {
+        &self.depends
     }
 
     fn run_on(

@@ -18,8 +18,8 @@ pub enum Mode {
 }
 
 /// Everything that is known once the control file was found.
-pub struct Job {
-    pub delivery: Delivery,
+pub struct Job<'a> {
+    pub delivery: &'a Delivery,
     pub mode: Mode,
     pub found: Option<Found>,
     pub new_sender: Vec<u8>,
@@ -30,15 +30,22 @@ pub struct Job {
 
 /// What was done, as the last line of a report counts it.
 #[derive(Default)]
-struct Did {
+pub struct Did {
     files: u32,
     programs: u32,
     forwards: Vec<Vec<u8>>,
 }
 
+impl Did {
+    /// Nothing was started or handed on: this process is as it was.
+    pub fn is_plain(&self) -> bool {
+        self.programs == 0 && self.forwards.is_empty()
+    }
+}
+
 /// Does all of it. The first failure ends everything: lines behind it and all forwards are left for the
 /// next attempt, which will also repeat what was done before it.
-pub fn carry_out(job: &Job) -> Result<(), Trouble> {
+pub fn carry_out(job: &Job) -> Result<Did, Trouble> {
     let mut did = Did::default();
     run_lines(job, &mut did)?;
     let mut said = format!("did {}+{}+{}\n", did.files, did.forwards.len(), did.programs);
@@ -49,7 +56,7 @@ pub fn carry_out(job: &Job) -> Result<(), Trouble> {
     match (fd::write_all(fd::OUT, said.as_bytes()), job.mode) {
         (Err(errno), Mode::Print) => Err(report::unable("write", b"", wording(errno), "4.3.0")),
         // Delivered is delivered, whether or not somebody listens.
-        _ => Ok(()),
+        _ => Ok(did),
     }
 }
 
@@ -96,7 +103,7 @@ fn run_lines(job: &Job, did: &mut Did) -> Result<(), Trouble> {
     Ok(())
 }
 
-impl Job {
+impl Job<'_> {
     /// Does it, or with `-n` says it.
     fn either(
         &self,

@@ -4,23 +4,29 @@
 //! fd 0       the message, seekable; shared with the programs it is delivered to
 //! fd 1       `did FILES+FORWARDS+PROGRAMS`, `qp PID`, and what programs write
 //! fd 2       why not
+//! fd 3       with QMAILKEEP=3 of qmail-lspawn: more messages for this recipient (qmail::spawn::line). Behind one that went
+//!            only to Maildirs and mboxes this process takes the next; what it runs does not have the descriptor
 //! jail       rlimits only: it runs what .qmail says
 //! exit       0 done, 100 permanent trouble, 111 temporary trouble (or a bug of ours)
 //! touches    .qmail files, Maildirs and mailboxes of the user; the queue, for forwards
 #![forbid(unsafe_code)]
 
 mod instructions;
+mod more;
 mod program;
 mod report;
 mod search;
 
-use instructions::{Job, Mode};
+use instructions::{Did, Job, Mode};
 use jail::{Jail, programs};
+use more::More;
 use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode as Bits, umask};
+use nix::unistd::dup2_stdin;
 use qmail::dotqmail::Delivery;
 use qmail::environ::Environ;
 use qmail::program::{Args, Program, Voice};
+use qmail::spawn::line;
 use qmail::timed::{Line, Reader};
 use qmail::trouble::Trouble;
 use qmail::{date, fd, mbox, sys};
@@ -32,21 +38,34 @@ fn main() -> ! {
 }
 
 fn local(args: Args) -> Result<(), Trouble> {
-    sys::descriptor::close_above(2);
+    let more = More::inherited();
+    sys::descriptor::close_above(if more.is_some() { line::NUMBER.unsigned_abs() } else { 2 });
     sys::signal::unblock();
     // A file size limit shall be an error we can clean up after, not the end of us.
     sys::signal::ignore(&[Signal::SIGPIPE, Signal::SIGXFSZ]);
     umask(Bits::from_bits_truncate(0o077));
 
     Jail::of(&programs::QMAIL_LOCAL).close()?;
-    let (delivery, mode) = understand(&args)?;
+    let (mut delivery, mode) = understand(&args)?;
+    let mut more = more.filter(|_| mode == Mode::Deliver);
+    while deliver(&delivery, mode)?.is_plain() {
+        let Some(next) = more.as_mut().and_then(More::next) else { break };
+        dup2_stdin(&next.message).map_err(report::message)?;
+        delivery.sender = next.sender;
+    }
+    Ok(())
+}
+
+/// One message, with everything as it is now.
+fn deliver(delivery: &Delivery, mode: Mode) -> Result<Did, Trouble> {
     search::enter_home(&delivery.home, mode)?;
     if mode == Mode::Deliver {
         refuse_loop(&delivery.delivered_to())?;
     }
-    let found = search::control_file(&delivery)?;
-    let new_sender = delivery.new_sender(search::owner(&delivery)?);
+    let found = search::control_file(delivery)?;
+    let new_sender = delivery.new_sender(search::owner(delivery)?);
     let mut environ = Environ::inherited();
+    environ.unset(line::VARIABLE);
     let now = date::now();
     for (name, value) in delivery.variables(now) {
         environ.set(name, value);

@@ -19,7 +19,6 @@ use nix::errno::Errno;
 use qmail::fd;
 use qmail::home::Home;
 use qmail::program::{Args, Program, Voice};
-use qmail::spawn::line;
 use qmail::tcpto;
 use qmail::trouble::Trouble;
 use remote::SMTP_PORT;
@@ -63,7 +62,7 @@ fn deliver(args: &[Vec<u8>]) -> Result<(), Report> {
         answers.add(&report);
         let stays = more.as_ref().is_some_and(|more| more.may_follow(&session));
         // A report that nobody reads changes nothing: what is missing counts as temporary.
-        let heard = answers.say(stays).is_ok();
+        let heard = answers.say().is_ok();
         let next = more.as_mut().filter(|_| stays && heard).and_then(|more| more.next(session.stream()));
         // Who goes another way is not begun here.
         let Some(errand) = next.filter(|errand| way.is_for(&settings, host, &errand.sender)) else { break };
@@ -106,11 +105,8 @@ impl Answers {
         self.0.extend_from_slice(&report.bytes());
     }
 
-    /// Says it, and whether we wait for the next message.
-    fn say(&mut self, stays: bool) -> Result<(), Errno> {
-        if stays {
-            self.0.extend_from_slice(line::KEPT);
-        }
+    /// Says it.
+    fn say(&mut self) -> Result<(), Errno> {
         fd::write_all(fd::OUT, &std::mem::take(&mut self.0))
     }
 }

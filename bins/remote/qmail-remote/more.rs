@@ -7,9 +7,8 @@
 use crate::dialogue::{Server, Session};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use qmail::spawn::line::{self, Errand, Line};
+use qmail::spawn::line::{Errand, Line};
 use qmail::timed::Deadline;
-use qmail::{environ, fd};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -30,14 +29,9 @@ pub struct More {
 }
 
 impl More {
-    /// If who started us has more. Its descriptor is ours alone.
+    /// If who started us has more.
     pub fn inherited() -> Option<More> {
-        let number = environ::get(line::VARIABLE)?;
-        if number != line::NUMBER.to_string().as_bytes() {
-            return None;
-        }
-        let line = Line::new(fd::take(line::NUMBER).ok()?);
-        Some(More { line, until: Deadline::after(AGE_MAX) })
+        Some(More { line: Line::inherited()?, until: Deadline::after(AGE_MAX) })
     }
 
     /// Whether this session may take another message.
@@ -45,9 +39,10 @@ impl More {
         session.is_fit() && session.messages() < MESSAGES_MAX && !self.until.passed()
     }
 
-    /// Waits for the next one. None when there is none in time, or the server has something to say: nobody asked it,
+    /// Says that the reports are written, and waits for the next one. None when there is none in time, or the server has something to say: nobody asked it,
     /// so it stops.
     pub fn next(&mut self, server: impl AsFd) -> Option<Errand> {
+        self.line.announce().ok()?;
         let deadline = Deadline::after(IDLE);
         loop {
             let left = deadline.left().filter(|left| !left.is_zero())?;

@@ -14,7 +14,7 @@ const HOSTS_MAX: usize = 1000;
 pub struct Ceilings {
     /// At work or waiting for more, in all.
     pub connections: usize,
-    /// At work for one host.
+    /// At work for one host; usize::MAX is no limit.
     pub host: usize,
 }
 
@@ -42,6 +42,9 @@ impl Hosts {
 
     /// A delivery there ended, well or not: whether somebody talked to us.
     pub fn learn(&mut self, host: &[u8], well: bool) {
+        if self.ceilings.host == usize::MAX {
+            return; // no host has a limit
+        }
         let limit = self.limit(host);
         let limit = if well { limit.saturating_add(1) } else { (limit / 2).max(1) };
         if limit >= self.ceilings.host {

@@ -1,11 +1,12 @@
 //! line - how a delivery program that has finished is given the next message
 //!
-//! A server is slow to greet and quick to take a second message. So qmail-rspawn says to its qmail-remote, by
-//! `QMAILKEEP=3`, that descriptor 3 is a line: a socket of packets on which more messages for the same host may
-//! come. A program that knows nothing of it does not look, and ends behind its first message as ever.
+//! A server is slow to greet and quick to take a second message, and a program costs more to start than a Maildir to
+//! write. So qmail-rspawn says to its qmail-remote, and qmail-lspawn to its qmail-local, by
+//! `QMAILKEEP=3`, that descriptor 3 is a line: a socket of packets on which more messages for the same host, or the same
+//! recipient, may come. A program that knows nothing of it does not look, and ends behind its first message as ever.
 //!
-//! One that does puts `KEPT` behind its reports, where nothing that ends in a NUL stands: it waits, and its connection with it.
-//! A packet is a message (a descriptor, opened at its beginning) and NUL-ended words: the sender, then each
+//! One that does says `KEPT` on the line when its reports are written: it waits, and its connection with it. (Not among
+//! the reports: what it ran itself may have written there.) A packet is a message (a descriptor, opened at its beginning) and NUL-ended words: the sender, then each
 //! recipient. The program reports on it as on the first one, and waits or ends.
 //!
 //! *Not begun*: a program that ends well and has said nothing of what was sent to it has not begun it. Somebody else may.
@@ -18,10 +19,11 @@
 use super::Request;
 use super::ledger::{CLAIMED, Claimed};
 use super::slot::{Slot, Width};
-use crate::fd;
+use crate::{environ, fd};
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, sendmsg, shutdown, socketpair,
+    AddressFamily, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, getsockopt, sendmsg, shutdown,
+    socketpair, sockopt,
 };
 use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -32,8 +34,8 @@ pub const VARIABLE: &str = "QMAILKEEP";
 /// That number.
 pub const NUMBER: RawFd = 3;
 
-/// Stands behind the reports of a program that waits for the next message.
-pub const KEPT: &[u8] = b"kept\n";
+/// The packet of a program that waits for the next message.
+const KEPT: &[u8] = b"kept\n";
 
 /// The longest packet: the addresses of those who travel together, a sender, and for each recipient its row.
 pub const PACKET_MAX: usize = 96 * 1024;
@@ -53,6 +55,12 @@ pub fn send(line: impl AsFd, words: &[u8], passed: &[RawFd]) -> Result<(), Errno
     sendmsg::<()>(line.as_fd().as_raw_fd(), &[IoSlice::new(words)], &control, flags, None).map(drop)
 }
 
+/// Whether the program at the other end says that it waits. Anything else there is its end.
+pub fn is_kept(line: impl AsFd) -> bool {
+    let mut said = [0; KEPT.len() + 1];
+    fd::receive(line, &mut said).is_ok_and(|received| said.get(..received.bytes) == Some(KEPT))
+}
+
 /// The end of a line that packets come from.
 pub struct Line {
     end: OwnedFd,
@@ -62,13 +70,31 @@ pub struct Line {
 }
 
 impl Line {
+    /// The line of this delivery program, if who started it has more. The descriptor is ours alone.
+    pub fn inherited() -> Option<Line> {
+        let number = environ::get(VARIABLE)?;
+        if number != NUMBER.to_string().as_bytes() {
+            return None;
+        }
+        let end = fd::take(NUMBER).ok()?;
+        fd::close_on_exec(&end).ok()?;
+        (getsockopt(&end, sockopt::SockType) == Ok(SockType::SeqPacket)).then(|| Line::new(end))
+    }
+
+    /// Says that all is reported, and that this program waits.
+    pub fn announce(&self) -> Result<(), Errno> {
+        send(&self.end, KEPT, &[])
+    }
+
     pub fn new(end: OwnedFd) -> Line {
         Line { end, open: true, room: Vec::new() }
     }
 
     /// A packet that is there. None: nobody will send one any more, or it was not whole.
     fn receive(&mut self) -> Option<(&[u8], Vec<OwnedFd>)> {
-        self.room.resize(PACKET_MAX, 0);
+        if self.room.is_empty() {
+            self.room = vec![0; PACKET_MAX];
+        }
         let received = fd::receive(&self.end, &mut self.room).ok().filter(|r| r.whole && r.bytes > 0)?;
         Some((self.room.get(..received.bytes)?, received.passed))
     }

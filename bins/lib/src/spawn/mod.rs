@@ -18,7 +18,8 @@ pub use request::Request;
 pub use serve::{Delivery, serve, stay_with};
 pub use slot::{Slot, Width};
 
-use crate::environ;
+use crate::home::Home;
+use crate::{environ, fd, program};
 
 /// The concurrency limit a spawner announces as its first byte: slots are 0 to 119.
 pub const LIMIT: u8 = 120;
@@ -49,4 +50,19 @@ pub fn is_together_announced() -> bool {
 pub fn announced_width() -> Width {
     let wide = is_together_announced() && environ::get(TOGETHER).as_deref() == Some(b"2");
     if wide { Width::Wide } else { Width::Narrow }
+}
+
+/// Where a delivery program of this name is, if it is the one of the home and nothing stands before it: another one of
+/// that name in PATH, or a script in its place, is somebody else's. What cannot be read is no script: its interpreter
+/// could not read it either.
+pub fn ours(home: &Home, name: &str) -> Option<Vec<u8>> {
+    let path = program::find_in(home, name);
+    let directory =
+        |path: &[u8]| std::fs::canonicalize(fd::path(path)).ok()?.parent().map(std::path::Path::to_path_buf);
+    let is_home =
+        directory(&path).is_some() && directory(&path) == directory(&home.path(&format!("bin/{name}")));
+    let mut start = [0; 2];
+    let is_script =
+        fd::open_read(&path).is_ok_and(|file| fd::read(&file, &mut start) == Ok(2) && start == *b"#!");
+    (is_home && !is_script).then_some(path)
 }

@@ -6,7 +6,7 @@
 //! the ledger, hands up the reports and ends. Killed is one process, and the others finish what they have.
 //!
 //! Where the delivery program can take one message after the other (`line`), the two stay for a while and are
-//! handed what comes for the same host. Then a host has a ceiling of its own, and what is above it waits here.
+//! handed what comes for the same host, or recipient. Then a host has a ceiling of its own, and what is above it waits here.
 #![forbid(unsafe_code)]
 
 use super::hosts::{Ceilings, Hosts};
@@ -23,7 +23,7 @@ use crate::{exits, fd};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
-use nix::sys::stat::{FileStat, SFlag, fstat};
+use nix::sys::stat::{FileStat, SFlag, fstat, stat};
 use nix::unistd::{Pid, Uid, Whence, lseek};
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -68,6 +68,15 @@ pub trait Delivery {
     fn ceilings(&self) -> Option<Ceilings> {
         None
     }
+    /// What messages for one such program have in common: their host.
+    fn company(&self, request: &Request) -> Vec<u8> {
+        request.host()
+    }
+    /// Files that such a program stands for as they were when it started: itself, and what it read. Once one is
+    /// another, it gets no more.
+    fn depends(&self) -> &[Vec<u8>] {
+        &[]
+    }
     /// As `run`, for such a program: its end of the line.
     fn run_on(
         &self,
@@ -97,7 +106,7 @@ struct Job {
     /// Whole reports, encoded.
     reports: Vec<u8>,
     end: Option<End>,
-    /// Where more can be handed to it, and which host it serves.
+    /// Where more can be handed to it, and which host or recipient it serves.
     line: Option<OwnedFd>,
     host: Vec<u8>,
 }
@@ -418,9 +427,27 @@ impl<D: Delivery> Spawner<'_, D> {
         }
     }
 
+    /// What requests must have in common to be of one program that stays.
+    fn company(&self, request: &Request) -> Vec<u8> {
+        let mut company = self.delivery.company(request);
+        for file in self.delivery.depends() {
+            // Its times tell one that was written from one that was not, where the file is the same.
+            if let Ok(found) = stat(fd::path(file)) {
+                for number in [found.st_dev, found.st_ino] {
+                    company.extend_from_slice(&number.to_ne_bytes());
+                }
+                for number in [found.st_size, found.st_ctime, found.st_ctime_nsec] {
+                    company.extend_from_slice(&number.to_ne_bytes());
+                }
+            }
+            company.push(b'/');
+        }
+        company
+    }
+
     fn may_start(&self, row: &[Request]) -> bool {
         let (Some(hosts), Some(first)) = (&self.hosts, row.first()) else { return true };
-        let host = first.host();
+        let host = self.company(first);
         self.jobs.iter().filter(|job| !job.is_idle() && job.host == host).count() < hosts.limit(&host)
     }
 
@@ -488,7 +515,7 @@ impl<D: Delivery> Spawner<'_, D> {
         let deliveries: Vec<(u64, Option<Key>)> =
             wanted.iter().map(|wanted| (wanted.number, wanted.key)).collect();
         let host = match (&self.hosts, wanted.first()) {
-            (Some(_), Some(first)) => first.request.host(),
+            (Some(_), Some(first)) => self.company(&first.request),
             _ => Vec::new(),
         };
         // Before anybody begins: there is no moment at which it runs and nobody can know.
@@ -721,27 +748,54 @@ impl Program {
 
     /// Reads what it says, of which `keep` bytes matter, until it waits for more or has ended.
     fn hear(&mut self, keep: usize) -> Result<Heard, &'static [u8]> {
-        let (mut output, mut chunk, mut cut) = (Vec::new(), [0u8; READ_SIZE], false);
-        while let Ok(n @ 1..) = fd::read(&self.output, &mut chunk) {
-            let room = keep.saturating_sub(output.len());
-            cut |= n > room;
-            output.extend_from_slice(chunk.get(..n.min(room)).unwrap_or_default());
-            if cut {
-                self.line = None; // whether it waits cannot be seen any more: it will end
-            } else if self.line.is_some() && is_kept(&output) {
-                output.truncate(output.len().saturating_sub(line::KEPT.len()));
-                return Ok(Heard::Waits(output));
+        let mut output = Vec::new();
+        while self.read(keep, &mut output) {
+            let Some(line) = &self.line else { continue };
+            if self.is_speaking(PollTimeout::NONE) {
+                continue;
+            }
+            if !line::is_kept(line) {
+                self.line = None;
+                continue;
+            }
+            // All its words were in the pipe before it said so.
+            while self.is_speaking(PollTimeout::ZERO) {
+                if !self.read(keep, &mut output) {
+                    return self.ended(output);
+                }
+            }
+            return Ok(Heard::Waits(output));
+        }
+        self.ended(output)
+    }
+
+    /// Reads once; false at the end.
+    fn read(&self, keep: usize, output: &mut Vec<u8>) -> bool {
+        let mut chunk = [0u8; READ_SIZE];
+        let Ok(n @ 1..) = fd::read(&self.output, &mut chunk) else { return false };
+        let room = keep.saturating_sub(output.len());
+        output.extend_from_slice(chunk.get(..n.min(room)).unwrap_or_default());
+        true
+    }
+
+    /// Whether there is more to read, or the end, as soon as there is that or something on its line.
+    fn is_speaking(&self, timeout: PollTimeout) -> bool {
+        let mut fds = vec![PollFd::new(self.output.as_fd(), PollFlags::POLLIN)];
+        fds.extend(self.line.iter().map(|line| PollFd::new(line.as_fd(), PollFlags::POLLIN)));
+        loop {
+            match poll(&mut fds, timeout) {
+                Err(Errno::EINTR) => {}
+                Err(_) => return true,
+                Ok(_) => return fds.first().is_none_or(|output| output.any().unwrap_or(true)),
             }
         }
+    }
+
+    fn ended(&mut self, output: Vec<u8>) -> Result<Heard, &'static [u8]> {
         self.line = None;
         let end = process::wait(self.pid).map_err(|_| NO_FORK)?;
         Ok(Heard::Ended(end, output))
     }
-}
-
-/// Whether a delivery program says that it waits: behind a whole report, so that it cannot be a part of one.
-fn is_kept(output: &[u8]) -> bool {
-    output.strip_suffix(line::KEPT).is_some_and(|reports| reports.ends_with(b"\0"))
 }
 
 impl Drop for Program {
