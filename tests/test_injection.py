@@ -339,6 +339,9 @@ def succeeded(outcome):
 ACCEPT = queue("make intd pid", "unlink mess/0 intd todo pid", "write intd pid lock")
 OPEN, LIMITS, LANDLOCK, SECCOMP = "none yet", "rlimits", "rlimits, Landlock", "rlimits, Landlock, seccomp"
 
+# They execute nothing, and fork.
+FORKING = {"qmail-queued", "mta-sts the child that answers qmail-remote"}
+
 # program and part as in the manifest: (jail, how to get hold of it, what succeeds there).
 ROWS = {
     "qmail-clean": (SECCOMP, "daemon", queue("unlink mess/0 intd todo pid") | {"a message"}),
@@ -364,6 +367,7 @@ ROWS = {
     "qmail-remote": (SECCOMP, "remote_start", {"udp"}),
     "qmail-remote once a host is chosen": (SECCOMP, "remote", set()),
     "mta-sts": (LIMITS, ("qmailr", "mta-sts", "true"), None),
+    "mta-sts the child that answers qmail-remote": (LANDLOCK, "mta_sts", NO_FILTER | {"fork"}),
     "mta-sts asked by a person": (SECCOMP, ("joe", "mta-sts", "-q", "far.example"), {"udp"}),
     "qmail-local": (LIMITS, "local", None),
     "splogger": (SECCOMP, "splogger", {"socket path"}),
@@ -492,6 +496,13 @@ class Injected(unittest.TestCase):
         before = set(os.listdir("/home/ann/Maildir/new"))
         self.inject("ann@test.example")
         wait_for(lambda: set(os.listdir("/home/ann/Maildir/new")) - before, "mail to go on")
+
+    @contextlib.contextmanager
+    def mta_sts(self, name):
+        pid = self.found("mta-sts")
+        self.closed(pid, ROWS[name][0])
+        with Attacker(pid) as a:
+            yield a, True, HOME
 
     @contextlib.contextmanager
     def queued_worker(self, _):
@@ -913,7 +924,7 @@ class Manifest(unittest.TestCase):
                 continue
             with self.subTest(name):
                 self.assertNotIn("shell", may)
-                self.assertEqual("fork" in may, "under this jail" in executes or name == "qmail-queued" or "root" in may)
+                self.assertEqual("fork" in may, "under this jail" in executes or name in FORKING or "root" in may)
                 if network == "none":
                     self.assertEqual(may & {"tcp", "listen", "abstract socket"}, set())
                 if network == "none" and jail == SECCOMP:
