@@ -13,7 +13,9 @@ import select
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
+import sys
 import tempfile
 import unittest
 
@@ -184,7 +186,7 @@ class Tool(unittest.TestCase):
 LOOT = "/var/loot"  # one directory for each uid: its own files, which its jail must keep it from
 PASSWORD = "correct horse"
 PLACES = ("queue/mess/0", "queue/intd", "queue/todo", "queue/pid", "queue/info/0", "queue/local/0", "queue/remote/0", "queue/bounce",
-          "queue/lock", "run", "control", "users", "bin", "alias", "Maildir")
+          "queue/lock", "run", "control", "users", "bin", "alias", "sts", "Maildir")
 
 
 class Stage:
@@ -312,7 +314,8 @@ UNKNOWN = ({"signal", "abstract socket"} if LANDLOCK_ABI < 6 else set()) | ({"tc
 # A program that goes on running after an attack must not have these done to it where they succeed.
 LASTING = {"root", "chroot", "namespace", "shell", "mount", "int80"}
 # Programs that one can have another of, for what may end them.
-SESSIONS = {"qmail-smtpd", "qmail-pop3d", "splogger"}
+SESSIONS = {"qmail-smtpd", "qmail-pop3d", "splogger", "tlsserver the process that has the keys",
+            "tlsserver the process that speaks TLS, one a connection"}
 REFUSED = {"EPERM", "EACCES"}
 ALSO = {"fork": {"EAGAIN"},  # its limit of processes is 0
         "x32": {"ENOSYS"},  # a kernel that has no such calls
@@ -336,11 +339,31 @@ def succeeded(outcome):
     return not isinstance(outcome, str) or outcome in ("EXECUTED", "BLOCKED")
 
 
+# What the files named may be in: the directory of a maildir of joe's.
+NAMED = {"make Maildir", "write Maildir", "unlink Maildir"}
+KEPT = {"make sts", "write sts", "unlink sts"}
 ACCEPT = queue("make intd pid", "unlink mess/0 intd todo pid", "write intd pid lock")
 OPEN, LIMITS, LANDLOCK, SECCOMP = "none yet", "rlimits", "rlimits, Landlock", "rlimits, Landlock, seccomp"
 
-# They execute nothing, and fork.
-FORKING = {"qmail-queued", "mta-sts the child that answers qmail-remote"}
+# Those that live by children of their own program.
+FORKING = {"qmail-queued", "tlsclient the child that stays", "mta-sts the child that answers qmail-remote"}
+
+# Asks tlsclient or mta-sts, as qmail-remote would, when a line comes.
+PYTHON = shutil.which("python3", path="/usr/bin:/bin") or sys.executable
+ASKER = r"""
+import os, socket, sys
+sys.stdin.readline()
+answer, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+if "MTASTSFD" in os.environ:
+    number, packet, passed = os.environ["MTASTSFD"], b"far.example", [theirs]
+else:
+    clear, text = socket.socketpair()
+    connection = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+    number, packet, passed = os.environ["TLSCLIENTFD"], b"name=far.example\0verify=none\0", [theirs, text, connection]
+door = socket.socket(fileno=int(number))  # without it the child that stays would end
+socket.send_fds(door, [packet], [s.fileno() for s in passed])
+answer.recv(1)
+"""
 
 # program and part as in the manifest: (jail, how to get hold of it, what succeeds there).
 ROWS = {
@@ -354,6 +377,13 @@ ROWS = {
     "tcpserver": (LIMITS, "tcpserver", None),
     "tcpserver a child that asks the DNS": (SECCOMP, "names", {"udp"}),
     "tcpserver a child that asks ident": (SECCOMP, "ident", set()),
+    "tlsserver": (LIMITS, "tls", None),
+    "tlsserver the process that has the keys": (SECCOMP, "tls", set()),
+    "tlsserver the process that speaks TLS, one a connection": (SECCOMP, "tls", set()),
+    "tlsclient the child that stays": (LANDLOCK, "behind", NO_FILTER | {"control", "fork"}),
+    "tlsclient the process that speaks TLS, one a connection": (SECCOMP, "behind", set()),
+    "mta-sts the child that answers qmail-remote": (LANDLOCK, "behind", NO_FILTER | KEPT | {"fork"}),
+    "mta-sts one of its children, which answers one question": (SECCOMP, "behind", KEPT | {"udp"}),
     "qmail-smtpd": (SECCOMP, "smtpd", {"socket path", "netlink"}),
     # Of forks the filter leaves only the one it lives by: the attack makes another one.
     "qmail-smtpd that stays ready, and is forked for each connection": (SECCOMP, "smtp_ready", {"socket path", "netlink"}),
@@ -366,10 +396,10 @@ ROWS = {
     "qmail-pop3d": (SECCOMP, "pop3d", {"unlink Maildir"}),
     "qmail-remote": (SECCOMP, "remote_start", {"udp"}),
     "qmail-remote once a host is chosen": (SECCOMP, "remote", set()),
-    "mta-sts": (LIMITS, ("qmailr", "mta-sts", "true"), None),
-    "mta-sts the child that answers qmail-remote": (LANDLOCK, "mta_sts", NO_FILTER | {"fork"}),
-    "mta-sts asked by a person": (SECCOMP, ("joe", "mta-sts", "-q", "far.example"), {"udp"}),
     "qmail-local": (LIMITS, "local", None),
+    "popauth the child that writes an address down": (SECCOMP, "remembering", NAMED),
+    "checkpassword-dovecot a child that asks Dovecot": (SECCOMP, "checking", set()),
+    "checkpassword-saslauthd a child that asks saslauthd": (SECCOMP, "checking", set()),
     "splogger": (SECCOMP, "splogger", {"socket path"}),
     "qmail-getpw": (SECCOMP, "getpw", {"socket path", "netlink", "memfd", "executable memory"}),
     "qmail-getpw where nsswitch.conf names a source that may be elsewhere": (
@@ -390,13 +420,24 @@ ROWS = {
     "qmail-rspawn with another program": (LIMITS, ("qmailr", "qmail-rspawn", "QMAILREMOTE=/bin/true"), None),
     "forward": (LIMITS, ("joe", "forward", "NEWSENDER=joe", "DTLINE=x", "ann"), None),
     "maildirmake": (LANDLOCK, ("joe", "maildirmake", "/home/joe/M"), NO_FILTER),
-    "tcprules": (LANDLOCK, ("joe", "tcprules", "/home/joe/x.cdb", "/home/joe/x.tmp"), NO_FILTER | {
-        "make Maildir", "write Maildir", "unlink Maildir"}),
+    "tcprules": (LANDLOCK, ("joe", "tcprules", "/home/joe/x.cdb", "/home/joe/x.tmp"), NO_FILTER | NAMED),
     "tcprulescheck": (LANDLOCK, ("joe", "tcprulescheck", "/var/qmail/tcp/smtp.cdb"), NO_FILTER),
+    "relay-ctrl-check": (LIMITS, ("qmaild", "relay-ctrl-check", "-d", "/home/joe/read", "true"), None),
+    "tlscert": (LANDLOCK, ("joe", "tlscert", "-k", "/home/joe", "test.example"), NO_FILTER | NAMED),
+    "tlsclient": (LIMITS, ("qmailr", "tlsclient", "true"), None),
+    "mta-sts": (LIMITS, ("qmailr", "mta-sts", "true"), None),
+    "mta-sts asked by a person": (SECCOMP, ("joe", "mta-sts", "-q", "far.example"), {"udp"}),
+    "popauth": (LIMITS, ("root", "popauth", "-d", "/home/joe/read", "checkpassword", "popauth", "true"), None),
+    "authpasswd": (LANDLOCK, ("joe", "authpasswd", "-P", "", "/home/joe/passwd", "ann"), NO_FILTER | NAMED),
     "qmail-newu": (LANDLOCK, ("root", "qmail-newu"), ROOT_TOO | {"make users", "write users", "unlink users"}),
     "qmail-pw2u": (LANDLOCK, ("joe", "qmail-pw2u"), NO_FILTER),
     "checkpassword": (LIMITS, ("root", "checkpassword", "true"), None),
     "checkpassword-file": (LIMITS, ("joe", "checkpassword-file", "/dev/null", "true"), None),
+    "checkpassword-cram": (LIMITS, ("joe", "checkpassword-cram", "/home/joe/passwd", "true"), None),
+    "checkpassword-pam": (LIMITS, ("root", "checkpassword-pam", "true"), None),
+    "checkpassword-dovecot": (LIMITS, ("root", "checkpassword-dovecot", "true"), None),
+    "checkpassword-saslauthd": (LIMITS, ("root", "checkpassword-saslauthd", "true"), None),
+    "checkpassword-any": (LIMITS, ("root", "checkpassword-any", "checkpassword", "--", "true"), None),
     "qmail-showctl": (LANDLOCK, ("joe", "qmail-showctl"), NO_FILTER | {"control"}),
     "qmail-qread": (LANDLOCK, ("qmails", "qmail-qread"), NO_FILTER),
     "qmail-fix": (LANDLOCK, ("root", "qmail-fix"), ROOT_TOO | {"a message"} | queue(
@@ -443,6 +484,9 @@ class Injected(unittest.TestCase):
                                "checkpassword", "qmail-pop3d", "Maildir"])
         for server in (cls.smtpd, cls.popd):
             server.wait_log("status: 0/")
+        # The key of who speaks TLS is root's alone, as tlscert makes it.
+        sh("tlscert test.example", env=ENV)
+        write("/home/joe/passwd", "")
         cls.stages, cls.frees = {}, {}
 
     @classmethod
@@ -496,13 +540,6 @@ class Injected(unittest.TestCase):
         before = set(os.listdir("/home/ann/Maildir/new"))
         self.inject("ann@test.example")
         wait_for(lambda: set(os.listdir("/home/ann/Maildir/new")) - before, "mail to go on")
-
-    @contextlib.contextmanager
-    def mta_sts(self, name):
-        pid = self.found("mta-sts")
-        self.closed(pid, ROWS[name][0])
-        with Attacker(pid) as a:
-            yield a, True, HOME
 
     @contextlib.contextmanager
     def queued_worker(self, _):
@@ -627,6 +664,114 @@ class Injected(unittest.TestCase):
             if not a.gone:
                 line.send("NOOP\r\n")
                 line.expect("+OK...")
+
+    @contextlib.contextmanager
+    def tls(self, name):
+        """A tlsserver with a session, which says what it is told."""
+        with Daemon(["tlsserver", "-v", "-U", "-1", "-H", "-R", "-l0", "127.0.0.1", "0", "cat"], cwd="/",
+                    env={**ENV, "UID": str(uid("qmaild")), "GID": str(gid("nofiles"))}) as server:
+            port = int(server.wait_log(r"^(\d+)$")[1])
+            believing = ssl.create_default_context()
+            believing.check_hostname, believing.verify_mode = False, ssl.CERT_NONE
+
+            def session():
+                s = socket.create_connection(("127.0.0.1", port), harness.TIMEOUT)
+                with contextlib.ExitStack() as stack:
+                    stack.callback(s.close)
+                    s = believing.wrap_socket(s)
+                    stack.pop_all()
+                    return s
+
+            def goes_on(s):
+                s.sendall(b"it goes on\n")
+                self.assertEqual(s.recv(100), b"it goes on\n")
+
+            with session() as s:
+                goes_on(s)
+                talks = int(server.wait_log(r"^tlsserver: tls (\d+) ")[1])
+                [keeper] = [pid for pid in harness.family(server.pid) if harness.parent(pid) == server.pid and pid != talks]
+                pid = server.pid if name == "tlsserver" else keeper if "keys" in name else talks
+                self.closed(pid, ROWS[name][0])
+                with Attacker(pid) as a:
+                    yield a, True, HOME
+                if not a.gone:
+                    goes_on(s)
+                    with session() as another:
+                        goes_on(another)
+
+    @contextlib.contextmanager
+    def behind(self, name):
+        """tlsclient or mta-sts before a program that asks when it is told to, and gets no answer: the child that
+        stays, or its child that would answer."""
+        program = name.split()[0]
+        with socket.socket(type=socket.SOCK_DGRAM) as silent:
+            silent.bind(("127.0.0.1", 0))
+            asker = subprocess.Popen(
+                [HOME + "/bin/" + program, PYTHON, "-c", ASKER, str(self.silent.getsockname()[1])], stdin=subprocess.PIPE,
+                user="qmailr", group="qmail", extra_groups=[], cwd="/",
+                env={**ENV, "DNSCACHEIP": f"127.0.0.1:{silent.getsockname()[1]}"})
+            try:
+                [stays] = wait_for(lambda: self.children(asker.pid), "the child that stays")
+                self.closed(stays, LANDLOCK)
+                if ROWS[name][0] == LANDLOCK:
+                    with Attacker(stays) as a:
+                        yield a, True, HOME
+                asker.stdin.write(b"\n")
+                asker.stdin.flush()
+                [answers] = wait_for(lambda: self.children(stays), "who answers")
+                self.closed(answers, SECCOMP)
+                if ROWS[name][0] == SECCOMP:
+                    with Attacker(answers) as a:
+                        yield a, False, HOME
+            finally:
+                asker.kill()
+                asker.communicate()
+
+    @staticmethod
+    def children(pid):
+        return [child for child in harness.family(pid) if harness.parent(child) == pid]
+
+    @contextlib.contextmanager
+    def remembering(self, _):
+        """The popauth whose checker has not decided."""
+        checker = subprocess.Popen(["popauth", "-d", "/home/joe", "cat"], env={**ENV, "TCPREMOTEIP": "192.0.2.1"},
+                                   stdin=subprocess.PIPE, executable=HOME + "/bin/popauth", cwd="/")
+        try:
+            # Between the two there is one that ends at once.
+            [pid] = wait_for(lambda: [pid for pid in self.called("popauth") - {checker.pid}
+                                      if harness.parent(pid) not in (None, checker.pid)], "its child")
+            self.closed(pid, SECCOMP)
+            with Attacker(pid) as a:
+                yield a, False, HOME
+        finally:
+            checker.communicate()
+            wait_for(lambda: not self.called("popauth"), "its child to go")
+
+    @staticmethod
+    def called(name):
+        """All processes of this name; those of a test's own sandbox are all that there are."""
+        return {pid for pid, called in harness.family(1).items() if called == name}
+
+    @contextlib.contextmanager
+    def checking(self, name):
+        """A checker that asks a daemon which never answers."""
+        r, w = os.pipe()
+        os.write(w, b"joe\0wrong\0x\0")
+        os.close(w)
+        argv = [HOME + "/bin/" + name.split()[0], "-p", LOOT + "/socket", "true"]
+        checker = subprocess.Popen(["sh", "-c", f'exec "$@" 3<&{r}', "sh", *argv], env=ENV, pass_fds=[r], cwd="/", user="joe", group="joe",
+                                   extra_groups=[], stdin=subprocess.DEVNULL)
+        os.close(r)
+        try:
+            [pid] = wait_for(lambda: self.children(checker.pid), "who asks")
+            self.closed(pid, SECCOMP)
+            # Else it would end its child when that has taken too long.
+            checker.send_signal(signal.SIGSTOP)
+            with Attacker(pid) as a:
+                yield a, False, HOME
+        finally:
+            checker.kill()
+            checker.wait()
 
     @contextlib.contextmanager
     def remote(self, _):
@@ -844,8 +989,6 @@ class Injected(unittest.TestCase):
         server.wait_log("status: 0/")
         authd = self.daemon([HOME + "/bin/qmail-authd"])
         wait_for(lambda: os.path.exists(HOME + "/run/auth"), "the socket run/auth")
-        os.makedirs(HOME + "/control/tls/default", exist_ok=True)
-        write("control/tls/default/key.pem", "x\n")
         write("users/passwd", "joe:x:1:1:/\n")
         with Line.connect(587) as line:
             line.expect("220 ...")
@@ -929,8 +1072,9 @@ class Manifest(unittest.TestCase):
                     self.assertEqual(may & {"tcp", "listen", "abstract socket"}, set())
                 if network == "none" and jail == SECCOMP:
                     self.assertEqual(may & {"udp", "socket path", "netlink", "packets"}, set())
-                if files == "as before":
-                    files = self.profiles[name.split()[0]][1]
+                if files == "as before":  # as in the row above
+                    above = list(self.profiles)
+                    files = self.profiles[above[above.index(name) - 1]][1]
                 places = self.places(files, self.shared)
                 for attack in may:
                     verb, _, place = attack.partition(" ")
