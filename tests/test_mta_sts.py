@@ -7,7 +7,7 @@ import unittest
 from tests import namespace
 from tests.dnsserver import A, NXDOMAIN, SERVFAIL, Responder
 from tests.harness import Home, owner, wait_for
-from tests.tlsrig import Certificates, Web, page, tlsclient
+from tests.tlsrig import Certificates, Web, page
 
 load_tests = namespace.together
 
@@ -56,7 +56,7 @@ class Case(unittest.TestCase):
         return Web(pair or self.good, answer)
 
     def asked(self, domain="good.test"):
-        return self.home.run([tlsclient(), "mta-sts", "-q", domain], env=self.env())
+        return self.home.run(["tlsclient", "mta-sts", "-q", domain], env=self.env())
 
 
 class ByHand(Case):
@@ -141,7 +141,7 @@ class Serving(Case):
 
     def ask(self, *domains, tls=True):
         """The answers, in order, of one mta-sts."""
-        argv = ([tlsclient()] if tls else []) + ["mta-sts", "python3", "-c", Asking.CODE]
+        argv = (["tlsclient"] if tls else []) + ["mta-sts", "python3", "-c", Asking.CODE]
         as_user = owner()[1:] if os.geteuid() == 0 else None
         done = self.home.run(argv, "".join(f"{d}\n" for d in domains).encode(), env=self.env(), as_user=as_user)
         self.assertEqual((done.code, done.err), (0, b""))

@@ -11,7 +11,7 @@ from tests import namespace
 from tests.dnsserver import A, MX, NXDOMAIN, Responder, mx
 from tests.harness import TIMEOUT, Home
 from tests.test_qmail_remote import MESSAGE, ON_THE_WIRE, Gone, Peer
-from tests.tlsrig import Certificates, Web, digest, page, server_context, tlsclient
+from tests.tlsrig import Certificates, Web, digest, page, server_context
 
 load_tests = namespace.together
 
@@ -132,7 +132,7 @@ class Case(unittest.TestCase):
         return done.out
 
     def secure(self, **more):
-        return self.remote(before=[tlsclient()], **more)
+        return self.remote(before=["tlsclient"], **more)
 
     def accepted(self, out, word, where=b"127.0.0.2"):
         self.assertRegex(out, rb"^r\0K" + where.replace(b".", rb"\.") + rb" accepted message\.\nRemote host said: 250 queued\n"
@@ -365,7 +365,7 @@ class Policies(Case):
     def send(self, policy, pair=None, before=OFFER):
         web = Web(self.web_pair, page(policy)) if policy else contextlib.nullcontext()
         with web, contextlib.suppress(Gone), Mx(pair, before=before) as peer:
-            out = self.remote(before=[tlsclient(), "mta-sts"])
+            out = self.remote(before=["tlsclient", "mta-sts"])
         return out, peer
 
     ENFORCE = "version: STSv1\nmode: enforce\nmx: mx.test\nmax_age: 86400\n"
@@ -384,7 +384,7 @@ class Policies(Case):
     @namespace.alone
     def test_a_host_that_the_policy_does_not_name_gets_no_mail(self):
         with Web(self.web_pair, page(self.ENFORCE.replace("mx: mx.test", "mx: other.test"))):
-            out = self.remote(before=[tlsclient(), "mta-sts"])
+            out = self.remote(before=["tlsclient", "mta-sts"])
         self.assertEqual(out, b"Zmx.test is not one of the hosts that the domain's policy names (MTA-STS). (#4.7.5)\n\0")
 
     @namespace.alone
@@ -409,8 +409,26 @@ class Policies(Case):
                 "os.set_inheritable(n, True)\na.close()\nos.environ['MTASTSFD'] = str(n)\n"
                 "if not os.fork():\n    os.close(n)\n    [os.close(i) for i in range(3)]\n    b.recv(1)\n    os._exit(0)\n"
                 "b.close()\nos.execvp(sys.argv[1], sys.argv[1:])")
-        out = self.remote(before=[tlsclient(), "python3", "-c", code])
+        out = self.remote(before=["tlsclient", "python3", "-c", code])
         self.assertEqual(out, b"ZUnable to ask mta-sts what this domain demands. (#4.7.5)\n\0")
+
+
+class Whole(Case):
+    """From the queue to the exchanger: qmail-start has put tlsclient and mta-sts before qmail-rspawn."""
+
+    @namespace.alone
+    def test_mail_goes_out_encrypted_and_the_log_says_how(self):
+        self.home.control("tlsroutes", "dest.test:pkix name=mx.test\n")
+        self.addCleanup(self.home.stop)
+        with Mx(self.good) as peer:
+            self.home.start(env=self.env())
+            done = self.home.inject(MESSAGE, "s@test.example", ["r@dest.test"])
+            self.assertEqual(done.code, 0)
+            self.home.wait_log(r"^delivery 1: success: 127\.0\.0\.2_accepted_message\./Remote_host_said:_250_queued/"
+                               r"tls=TLSv1\.3_TLS\S*_pkix/")
+        self.assertEqual(len(peer.bodies), 1)
+        self.assertTrue(peer.bodies[0].endswith(ON_THE_WIRE))
+        self.home.wait_empty()
 
 
 if __name__ == "__main__":

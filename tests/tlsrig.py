@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import threading
 
-from tests.harness import BIN, ROOT, TIMEOUT
+from tests.harness import TIMEOUT
 
 
 def openssl(*argv, data=None):
@@ -100,12 +100,6 @@ def digest(cert, selector=1):
         public = openssl("x509", "-in", cert, "-noout", "-pubkey")
         der = openssl("pkey", "-pubin", "-outform", "DER", data=public)
     return hashlib.sha256(der).hexdigest()
-
-
-def tlsclient():
-    """argv of what stands before a program that needs TLS."""
-    real = os.path.join(BIN, "tlsclient")
-    return real if os.path.exists(real) else os.path.join(ROOT, "tests", "tlsclient_standin.py")
 
 
 class Web:

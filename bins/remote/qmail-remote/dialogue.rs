@@ -39,6 +39,9 @@ const QUIT_PATIENCE: Duration = Duration::from_secs(1);
 /// Encoded message held before it is written.
 const BODY_BUFFER: usize = 64 * 1024;
 
+/// What an encoder adds at the end.
+const END_MAX: usize = 16;
+
 /// The other end of a connection, or whatever plays it in a test.
 pub trait Server: Source + Sink + Clone {
     /// Whether there is something to read, an end included, without waiting for it.
@@ -337,7 +340,8 @@ impl<S: Server> Session<S> {
         });
         let write = |bytes: &[u8]| write(&stream, bytes, timeout, overall);
         let mut encoder = Encoder::new();
-        let mut out = Vec::with_capacity(2 * BODY_BUFFER);
+        let size = message.scan().and_then(|scan| usize::try_from(scan.size).ok()).unwrap_or(2 * BODY_BUFFER);
+        let mut out = Vec::with_capacity(size.saturating_add(END_MAX).min(2 * BODY_BUFFER));
         message.read(|piece| {
             encoder.put(piece, &mut out);
             if out.len() >= BODY_BUFFER {
