@@ -230,6 +230,12 @@ class Serving(Case):
                 self.assertEqual(self.ask("good.test"), [ENFORCE])
 
     @namespace.alone
+    def test_a_file_that_cannot_be_read_holds_the_mail(self):
+        os.mkdir(self.home.file("sts/good.test"))
+        self.addCleanup(os.rmdir, self.home.file("sts/good.test"))
+        self.assertEqual(self.ask("good.test", "other.test"), [None, b"N"])
+
+    @namespace.alone
     def test_without_the_directory_nothing_is_kept_and_all_is_asked_for(self):
         os.rename(self.home.file("sts"), self.home.file("away"))
         self.addCleanup(os.rename, self.home.file("away"), self.home.file("sts"))

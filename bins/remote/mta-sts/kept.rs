@@ -31,9 +31,14 @@ impl Place {
         [self.directory.as_slice(), b"/", domain].concat()
     }
 
-    /// What is kept; None when that is nothing, or damaged.
-    pub fn read(&self, domain: &[u8]) -> Option<Kept> {
-        Kept::parse(&fd::read_file(self.path(domain), FILE_MAX).ok()??)
+    /// What is kept; None when that is nothing, or damaged. The error is a file that is there and cannot be read now:
+    /// what it demands is not known.
+    pub fn read(&self, domain: &[u8]) -> Result<Option<Kept>, Errno> {
+        match fd::read_file(self.path(domain), FILE_MAX) {
+            Ok(text) => Ok(text.and_then(|text| Kept::parse(&text))),
+            Err(Errno::EFBIG) => Ok(None),
+            Err(errno) => Err(errno),
+        }
     }
 
     /// Keeps it durably. A cache that cannot be written costs a question the next time.
@@ -69,7 +74,9 @@ impl Place {
             return Ok(false);
         }
         let now = qmail::date::now();
-        let stale = names.iter().find(|name| self.read(name).is_none_or(|kept| kept.valid(now).is_none()));
+        let holds =
+            |name: &Vec<u8>| self.read(name).is_ok_and(|kept| kept.is_some_and(|k| k.valid(now).is_some()));
+        let stale = names.iter().find(|name| !holds(name));
         // All of them hold: then a new one is not kept, for an old one may be all that protects its domain.
         Ok(stale.is_none_or(|name| unlink(fd::path(&self.path(name))).is_err()))
     }

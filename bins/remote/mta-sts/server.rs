@@ -87,14 +87,15 @@ fn answer(place: &Place, domain: &[u8], asker: &OwnedFd) -> i32 {
         return exits::TEMPORARY;
     }
     let domain = domain.to_ascii_lowercase();
-    let answer = if sts::is_domain(&domain) { look(place, &domain) } else { Answer::Nothing };
+    let answer = if sts::is_domain(&domain) { look(place, &domain) } else { Ok(Answer::Nothing) };
+    let Ok(answer) = answer else { return exits::TEMPORARY }; // who asked waits with its mail
     let _ = send(asker.as_raw_fd(), &answer.bytes(), MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT);
     exit(exits::SUCCESS)
 }
 
 /// rfc8461:3.3 and 5.1: what is kept and has not run out holds, whether or not there is anything new.
-fn look(place: &Place, domain: &[u8]) -> Answer {
-    let mut kept = place.read(domain).unwrap_or_default();
+fn look(place: &Place, domain: &[u8]) -> Result<Answer, Errno> {
+    let mut kept = place.read(domain)?.unwrap_or_default();
     let web = Web::find();
     let now = date::now();
     if let Ok(Some(id)) = web.id(domain)
@@ -106,5 +107,5 @@ fn look(place: &Place, domain: &[u8]) -> Answer {
         }
         place.write(domain, &kept);
     }
-    Answer::of(kept.valid(now))
+    Ok(Answer::of(kept.valid(now)))
 }
