@@ -71,6 +71,10 @@ impl Guard {
         if self.door.is_some() && !asked && self.looked.elapsed() < LOOK {
             return;
         }
+        // One that does not start is not tried again without a pause: its end, too, wakes us.
+        if self.door.is_none() {
+            std::thread::sleep(LOOK.saturating_sub(self.looked.elapsed()));
+        }
         self.looked = Instant::now();
         let state = self.store.state();
         if self.door.is_some() && !asked && state == self.state {
