@@ -183,6 +183,20 @@ class InTheClear(Case):
         self.assertEqual((relay.used, len(relay.bodies)), ("CRAM-MD5", 1))
 
     @namespace.alone
+    def test_where_anybody_is_taken_a_password_is_not_told_to_anybody(self):
+        for level in ("may", "encrypt"):
+            self.home.control("tlsroutes", f":{level}\n")
+            with self.subTest(level):
+                out, relay = self.through("PLAIN LOGIN", pair=self.made.make("other.test"))
+                self.assertRegex(out, rb"^ZA login is needed at 127\.0\.0\.2, and it offers no mechanism that may be used here")
+                self.assertIsNone(relay.used)
+                out, relay = self.through("PLAIN CRAM-MD5", pair=self.made.make("other.test"))
+                self.accepted(out, "unverified")
+                self.assertEqual(relay.used, "CRAM-MD5")
+        self.routes("@isp cleartext")
+        self.assertEqual(self.through("PLAIN", pair=self.made.make("other.test"))[1].used, "PLAIN")
+
+    @namespace.alone
     def test_the_route_may_say_that_it_may_be_told(self):
         self.routes("@isp cleartext")
         out, relay = self.through("PLAIN", clear=True)

@@ -384,8 +384,9 @@ class Policies(Case):
     @namespace.alone
     def test_a_host_that_the_policy_does_not_name_gets_no_mail(self):
         with Web(self.web_pair, page(self.ENFORCE.replace("mx: mx.test", "mx: other.test"))):
-            out = self.remote(before=["tlsclient", "mta-sts"])
-        self.assertEqual(out, b"Zmx.test is not one of the hosts that the domain's policy names (MTA-STS). (#4.7.5)\n\0")
+            for host in ("dest.test", "dest.test."):
+                out = self.remote(before=["tlsclient", "mta-sts"], host=host)
+                self.assertEqual(out, b"Zmx.test is not one of the hosts that the domain's policy names (MTA-STS). (#4.7.5)\n\0")
 
     @namespace.alone
     def test_testing_is_told_and_changes_nothing(self):

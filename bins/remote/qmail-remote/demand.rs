@@ -76,8 +76,9 @@ impl Rule {
     }
 
     /// The line for a host: of the host that mail is for, else of the relay that a route names, each whole and
-    /// then by its suffixes, else of the empty key. The error is a value that cannot be read.
+    /// then by its suffixes, else of the empty key. A final dot changes nothing. The error is a value that cannot be read.
     pub fn find(routes: &Map, host: &[u8], relay: Option<&[u8]>) -> Result<Option<Rule>, Vec<u8>> {
+        let host = host.strip_suffix(b".").unwrap_or(host);
         let keys = |name| std::iter::once(name).chain(dot_suffixes(name));
         let value = keys(host)
             .chain(relay.into_iter().flat_map(keys))
@@ -318,6 +319,10 @@ mod tests {
             |host: &[u8], relay: Option<&[u8]>| Rule::find(&routes, host, relay).map(|r| r.unwrap().level);
         assert_eq!(level(b"A.test", Some(b"relay.test")), Ok(Level::Dane));
         assert_eq!(level(b"x.b.test", None), Ok(Level::Encrypt));
+        assert_eq!(
+            (level(b"a.test.", None), level(b"x.b.test.", None)),
+            (Ok(Level::Dane), Ok(Level::Encrypt))
+        );
         assert_eq!(level(b"c.test", Some(b"Relay.Test")), Ok(Level::Pkix));
         assert_eq!(level(b"c.test", Some(b"")), Ok(Level::May));
         assert_eq!(level(b"odd.test", None), Err(b"pkixx".to_vec()));

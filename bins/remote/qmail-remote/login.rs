@@ -27,7 +27,7 @@ pub struct Credentials {
     pub in_the_clear: bool,
 }
 
-/// Logs in. `private` says that nobody can listen.
+/// Logs in. `private` says that nobody but the relay can listen.
 pub fn login<S: Server>(
     session: &mut Session<S>,
     credentials: &Credentials,

@@ -179,8 +179,9 @@ impl Opening<'_> {
     /// What the domain demands by MTA-STS. It is about the exchangers that the DNS names.
     fn policy(&self, client: Option<tls::Client>) -> Result<Answer, Report> {
         let asked = self.way.route.is_none() && self.way.rule.level == Level::Auto && client.is_some();
-        match policy::Client::find().filter(|_| asked && sts::is_domain(self.host)) {
-            Some(client) => client.ask(self.host).map_err(|_| report::no_policy_known()),
+        let domain = self.host.strip_suffix(b".").unwrap_or(self.host);
+        match policy::Client::find().filter(|_| asked && sts::is_domain(domain)) {
+            Some(client) => client.ask(domain).map_err(|_| report::no_policy_known()),
             None => Ok(Answer::Nothing),
         }
     }
@@ -299,7 +300,8 @@ impl Opening<'_> {
     fn ready(&self, (mut session, facts): (Session<Wire>, Option<Facts>)) -> Result<Session<Wire>, Report> {
         self.close()?;
         let Some(credentials) = &self.way.credentials else { return Ok(session) };
-        let private = facts.is_some();
+        // TLS with nobody knows whom keeps nobody from listening.
+        let private = facts.as_ref().is_some_and(|facts| facts.verified);
         let binding = facts.map_or_else(Binding::default, |facts| facts.binding);
         match login::login(&mut session, credentials, private, &binding) {
             Ok(()) => Ok(session),
