@@ -85,8 +85,18 @@ pub fn virtual_key(key: &[u8]) -> Option<&'static str> {
 
 /// What stands behind the first colon of a line of smtproutes.
 pub fn relay(value: &[u8]) -> Option<&'static str> {
-    // A login may stand behind it.
-    let value = value.split(|b| matches!(b, b' ' | b'\t')).next().unwrap_or_default();
+    let mut words = value.split(|b| matches!(b, b' ' | b'\t')).filter(|word| !word.is_empty());
+    let value = words.next().unwrap_or_default();
+    let mut login: Vec<&[u8]> = words.collect();
+    login.pop_if(|word| *word == b"cleartext");
+    let is_login = match login.as_slice() {
+        [] | [_, _] => true,
+        [name] => name.starts_with(b"@"),
+        _ => false,
+    };
+    if !is_login {
+        return Some("has something behind its relay that is no login");
+    }
     if value.is_empty() || std::str::from_utf8(value).is_ok_and(|v| v.parse::<Ipv6Addr>().is_ok()) {
         return None;
     }
@@ -196,6 +206,8 @@ mod tests {
             "[2001:db8::1]",
             "[IPv6:2001:db8::1]:587",
             "2001:db8::1",
+            "relay:587 user password",
+            "relay:587 @account cleartext",
         ] {
             assert_eq!(relay(good.as_bytes()), None, "{good}");
         }
