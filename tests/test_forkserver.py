@@ -277,6 +277,18 @@ class Trouble(Ready):
             wait_for(lambda n=n: self.server.log().count("wrapped") == n + 1, "the wrapper")
         self.assertIsNone(self.ready())
 
+    @unittest.skipUnless(os.geteuid() == 0, "looks at the descriptors of others")
+    def test_one_that_cannot_stay_does_not_keep_the_offer(self):
+        # Who has that socket is handed the connections of others.
+        self.program = ("qmail-smtpd", "/bin/false", "/bin/true")
+        self.serve()
+        with self.talking():
+            wait_for(lambda: len(self.sockets(self.server.pid)) == 1, "tcpserver to see that nobody has it")
+
+    def sockets(self, pid):
+        links = [os.readlink(f"/proc/{pid}/fd/{number}") for number in os.listdir(f"/proc/{pid}/fd")]
+        return [link for link in links if link.startswith("socket:")]
+
     def test_where_names_are_looked_up_every_connection_starts_a_program(self):
         self.options = ("-h", "-R", "-l", "test.example")
         self.env["DNSCACHEIP"] = "127.0.0.1:9"

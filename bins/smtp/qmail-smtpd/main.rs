@@ -54,9 +54,9 @@ fn main() -> ! {
 
 fn smtpd(args: Args) -> Result<(), Trouble> {
     args.none()?;
-    if args.list().is_empty()
-        && !house::is_needed()
-        && let Some(offer) = forkserver::offered()
+    // Taken in any case: no session may have the socket, nor what it starts.
+    let offer = forkserver::offered().filter(|_| args.list().is_empty() && !house::is_needed());
+    if let Some(offer) = offer
         && offer.part().unwrap_or(false)
     {
         return stand_ready(offer).map_err(|trouble| trouble.with_exit(EXIT_UNFINISHED));
