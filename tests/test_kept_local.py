@@ -1,6 +1,7 @@
 """A qmail-local takes the next message for the same recipient: qmail-lspawn and qmail-local as they are, with requests
 one after the other. Whatever a user or the administrator changed between two messages counts for the second."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -74,6 +75,13 @@ class Case(unittest.TestCase):
         return [pid for pid, name in harness.family(self.process.pid).items() if name == "qmail-local"]
 
 
+    def kill(self, pid, number=signal.SIGKILL):
+        """Whoever is still there."""
+        if spawners.lives(pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+
 class Messages(Case):
     def test_one_process_takes_many_and_each_arrives_once_and_as_it_is(self):
         for n in range(60):
@@ -121,6 +129,19 @@ class Messages(Case):
         self.deliver()
         wait_for(lambda: len(harness.family(self.process.pid)) == 1, "qmail-lspawn to be alone")
         self.assertEqual(self.deliver(), b"Kdid 1+0+0\n")
+
+
+    def test_who_is_stopped_while_it_waits_holds_nobody(self):
+        # A user may do that, to one after the other; the process beside each is root's.
+        self.deliver()
+        kept = self.locals()
+        beside = [harness.parent(pid) for pid in kept]
+        for pid in kept:
+            self.addCleanup(self.kill, pid)
+            self.kill(pid, signal.SIGSTOP)
+        self.process.stdin.close()
+        self.assertEqual(self.process.wait(harness.TIMEOUT), 0)
+        wait_for(lambda: not any(spawners.lives(pid) for pid in [*kept, *beside]), "everybody to leave")
 
 
 class Changes(Case):

@@ -18,11 +18,12 @@ use super::{TOGETHER_BYTES, TOGETHER_MAX, report};
 use crate::sys::memory::die_with_parent;
 use crate::sys::process::{self, End, fork_child};
 use crate::sys::signal;
+use crate::timed::Deadline;
 use crate::trouble::Trouble;
 use crate::{exits, fd};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::{FileStat, SFlag, fstat, stat};
 use nix::unistd::{Pid, Uid, Whence, lseek};
 use std::collections::VecDeque;
@@ -40,6 +41,9 @@ const STAYS: u8 = b'+';
 const BEFORE: &[u8] = b"Kdelivered before a restart\n";
 /// One read of requests: all that a pipe holds, so that what was written together is read together.
 const REQUESTS_SIZE: usize = 64 * 1024;
+
+/// How long a delivery program whose line has ended may say goodbye to its server.
+const GOODBYE: Duration = Duration::from_secs(5);
 
 /// Before reports are written again, behind a trouble of the system (a pipe may want memory).
 const PAUSE: Duration = Duration::from_millis(200);
@@ -120,6 +124,12 @@ impl Job {
     fn has_stayed(&self) -> bool {
         let said = self.reports.split_last();
         said.is_some_and(|(last, reports)| *last == STAYS && is_whole(reports, &self.requests))
+    }
+
+    /// Whether its first report says that it is to be tried later.
+    fn is_refused(&self) -> bool {
+        let text = self.requests.first().and_then(|first| first.slot.width().split(&self.reports));
+        text.is_some_and(|(_, text)| text.first() == Some(&b'Z'))
     }
 }
 
@@ -293,7 +303,7 @@ impl<D: Delivery> Spawner<'_, D> {
             };
             let job = self.jobs.remove(at);
             if let Some(hosts) = self.hosts.as_mut().filter(|_| !job.is_idle()) {
-                hosts.learn(&job.host, job.reports.get(1) != Some(&b'Z'));
+                hosts.learn(&job.host, !job.is_refused());
             }
             if is_whole(&job.reports, &job.requests) {
                 self.say(&job.reports);
@@ -799,10 +809,29 @@ impl Program {
 }
 
 impl Drop for Program {
-    /// It sees the end of its line, says goodbye to its server and ends; if it has not yet.
+    /// It sees the end of its line, says goodbye to its server and ends; if it has not yet. One that does not (its user
+    /// may have stopped it) has nothing begun, and is killed: the spawner has a descriptor for each of us.
     fn drop(&mut self) {
         if self.line.take().is_some() {
+            self.wait_for_goodbye();
+            let _ = kill(self.pid, Signal::SIGKILL); // not yet waited for, so the number is its
             let _ = process::wait(self.pid);
+        }
+    }
+}
+
+impl Program {
+    /// Until it closes its output, as its end does.
+    fn wait_for_goodbye(&self) {
+        let deadline = Deadline::after(GOODBYE);
+        while let Some(left) = deadline.left().filter(|left| !left.is_zero()) {
+            let mut fds = [PollFd::new(self.output.as_fd(), PollFlags::POLLIN)];
+            let ready = poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO));
+            if ready.is_ok_and(|ready| ready > 0)
+                && !matches!(fd::read(&self.output, &mut [0; READ_SIZE]), Ok(1..))
+            {
+                return;
+            }
         }
     }
 }
@@ -899,6 +928,30 @@ mod tests {
         }
         assert!(!is_whole(&[whole.as_slice(), b"x"].concat(), &requests));
         assert!(!is_whole(&whole, &[request(0), request(8)]));
+    }
+
+    #[test]
+    fn a_host_refused_where_its_first_report_says_so_however_slots_are_written() {
+        for (number, width) in
+            [(0, Width::Narrow), (90, Width::Narrow), (0, Width::Wide), (90 << 8, Width::Wide)]
+        {
+            for (text, refused) in [(b"Zno\n".as_slice(), true), (b"Kyes\n", false), (b"DZ\n", false)] {
+                let slot = Slot::of(number, width).unwrap();
+                let request = Request { slot, path: vec![], sender: vec![], recipient: vec![], cut: false };
+                let job = Job {
+                    id: 1,
+                    requests: vec![request],
+                    rows: Vec::new(),
+                    pid: Pid::from_raw(1),
+                    pipe: None,
+                    reports: report::encode(slot, text),
+                    end: None,
+                    line: None,
+                    host: Vec::new(),
+                };
+                assert_eq!(job.is_refused(), refused, "{number} {width:?} {text:?}");
+            }
+        }
     }
 
     struct Nothing;
