@@ -430,7 +430,7 @@ impl<D: Delivery> Spawner<'_, D> {
 
     /// Starts a row, unless as many as may be are at work for its host.
     fn start_or_wait(&mut self, row: Vec<Request>) {
-        if self.may_start(&row) {
+        if self.may_start(&row, &self.depends()) {
             self.start_row(row);
         } else {
             self.behind.push_back(row);
@@ -438,34 +438,40 @@ impl<D: Delivery> Spawner<'_, D> {
     }
 
     /// What requests must have in common to be of one program that stays.
-    fn company(&self, request: &Request) -> Vec<u8> {
-        let mut company = self.delivery.company(request);
-        for file in self.delivery.depends() {
+    fn company(&self, request: &Request, depends: &[u8]) -> Vec<u8> {
+        [&self.delivery.company(request), depends].concat()
+    }
+
+    /// What such programs stand for, as it is now. Empty where none stays.
+    fn depends(&self) -> Vec<u8> {
+        let mut depends = Vec::new();
+        for file in self.delivery.depends().iter().filter(|_| self.hosts.is_some()) {
             // Its times tell one that was written from one that was not, where the file is the same.
             if let Ok(found) = stat(fd::path(file)) {
                 for number in [found.st_dev, found.st_ino] {
-                    company.extend_from_slice(&number.to_ne_bytes());
+                    depends.extend_from_slice(&number.to_ne_bytes());
                 }
                 for number in [found.st_size, found.st_ctime, found.st_ctime_nsec] {
-                    company.extend_from_slice(&number.to_ne_bytes());
+                    depends.extend_from_slice(&number.to_ne_bytes());
                 }
             }
-            company.push(b'/');
+            depends.push(b'/');
         }
-        company
+        depends
     }
 
-    fn may_start(&self, row: &[Request]) -> bool {
+    fn may_start(&self, row: &[Request], depends: &[u8]) -> bool {
         let (Some(hosts), Some(first)) = (&self.hosts, row.first()) else { return true };
-        let host = self.company(first);
+        let host = self.company(first, depends);
         self.jobs.iter().filter(|job| !job.is_idle() && job.host == host).count() < hosts.limit(&host)
     }
 
     /// Starts what waited, as far as there is room for it now; what came first for a host first.
     fn start_behind(&mut self) {
+        let depends = if self.behind.is_empty() { Vec::new() } else { self.depends() }; // once: rows may be many
         let mut at = 0;
         while let Some(row) = self.behind.get(at) {
-            if !self.may_start(row) {
+            if !self.may_start(row, &depends) {
                 at += 1;
             } else if let Some(row) = self.behind.remove(at) {
                 self.start_row(row);
@@ -525,7 +531,7 @@ impl<D: Delivery> Spawner<'_, D> {
         let deliveries: Vec<(u64, Option<Key>)> =
             wanted.iter().map(|wanted| (wanted.number, wanted.key)).collect();
         let host = match (&self.hosts, wanted.first()) {
-            (Some(_), Some(first)) => self.company(&first.request),
+            (Some(_), Some(first)) => self.company(&first.request, &self.depends()),
             _ => Vec::new(),
         };
         // Before anybody begins: there is no moment at which it runs and nobody can know.
