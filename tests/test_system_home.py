@@ -106,6 +106,12 @@ class Made(unittest.TestCase):
         self.assertEqual(read("users/ids"), "".join(f"{r}:{uid(r)}:{pwd.getpwnam(r).pw_gid}\n" for r in ROLES))
         self.assertEqual(len({uid(role) for role in ROLES}), 8)
 
+    def test_run_scripts_of_the_documents_ask_for_accounts_that_are_there(self):
+        asked = set(sh(f"grep -rhoE '\\bid -[ug] \\w+' {ROOT}/README.md {ROOT}/doc").splitlines())
+        self.assertIn("id -u qmaild", asked)
+        for words in asked:
+            sh(words)
+
     def test_no_program_has_a_privilege_bit_and_each_has_the_mode_of_the_manifest(self):
         with open(os.path.join(ROOT, "bins", "MANIFEST")) as f:
             for line in f:
