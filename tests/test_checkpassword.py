@@ -5,6 +5,7 @@ import hashlib
 import hmac
 import os
 import shutil
+import subprocess
 import time
 import unittest
 
@@ -316,6 +317,9 @@ class Cram(unittest.TestCase):
 
 TODAY = int(time.time() // 86400)
 
+# Of no password, and as expensive as it says.
+LARGE = "$argon2id$v=19$m=131072,t=1,p=1$c2FsdHNhbHQ$AhrwD56wnL44wIqAr0pvvzw1+LfZc9F0t3xVWLPPeZ0"
+
 # Accounts by the dates of their shadow entries, and why they are closed.
 DATES = {
     "young": (f"{TODAY}:0:99999:7:::", ""),
@@ -360,6 +364,19 @@ class System(unittest.TestCase):
         result = self.check("joe", "pencil", "sh", "-c", 'echo "$USER $HOME $SHELL"; pwd; id -u; id -g; id -G')
         wanted = f"joe {self.home} /bin/bash\n{self.home}\n12345\n23456\n23456\n"
         self.assertEqual((result.code, result.out.decode(), result.err), (0, wanted, b""))
+
+    def test_for_who_is_unknown_the_work_is_that_of_the_first_hash_there(self):
+        # Told by the memory it takes, 128 MiB, and not by time. What our own process has is counted to the child's at its start.
+        self.write("shadow", f"root:*:19000::::::\nlocked:!x:19000::::::\njoe:{LARGE}:19000::::::\nold:{VECTORS['MD5']}:19000::::::\n")
+        for name, large in [("joe", True), ("nobody-here", True), ("locked", True), ("root", True), ("old", False)]:
+            with self.subTest(name):
+                with open(os.path.join(self.base, "login"), "wb") as f:
+                    f.write(fields(name, "wrong"))
+                shell = 'mount --bind "$0/passwd" /etc/passwd && mount --bind "$0/shadow" /etc/shadow && exec "$@" true 3<"$0/login"'
+                process = subprocess.Popen(["unshare", "-m", "sh", "-c", shell, self.base, harness.program("checkpassword")])
+                status, usage = os.wait4(process.pid, 0)[1:]
+                process.returncode = os.waitstatus_to_exitcode(status)
+                self.assertEqual((process.returncode, usage.ru_maxrss > 120 * 1024), (1, large))
 
     def test_an_account_without_shadow_entry_by_the_password_of_passwd(self):
         self.assertEqual(self.check("old", "pencil", "id", "-u").out, b"12346\n")

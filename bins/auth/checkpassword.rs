@@ -36,7 +36,9 @@ fn check(args: Args) -> Result<(), Trouble> {
     let Some(proof) = login.proof() else { return Err(refused()) };
     let found = look_up(login.name())?;
     let stored = found.as_ref().map(|found| &*found.hash);
-    let verdict = stored::check(stored, DUMMY, Bare::Hash, &proof);
+    // Looked for whether it is needed or not: who is unknown must not be told by the time that takes.
+    let usual = shadow::usual(|hash| stored::is_usable(hash, Bare::Hash));
+    let verdict = stored::check(stored, usual.as_deref().unwrap_or(DUMMY), Bare::Hash, &proof);
     login.settle(verdict)?;
     let Some(Found { account, closed, .. }) = found else { return Err(refused()) };
     if let Some(reason) = closed {

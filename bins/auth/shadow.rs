@@ -1,4 +1,4 @@
-//! shadow - the shadow entry of an account, behind one safe function
+//! shadow - the shadow entries of accounts, behind safe functions
 #![allow(unsafe_code)]
 
 use nix::errno::Errno;
@@ -9,6 +9,14 @@ use std::ptr;
 
 /// An entry needs some hundred bytes; this is what the system's own tools give it at most.
 const ENTRY_MAX: usize = 64 * 1024;
+
+/// Entries that are looked through for one with a hash: a system's own accounts come first, and have none.
+const LOOK_MAX: usize = 1000;
+
+unsafe extern "C" {
+    fn setspent();
+    fn endspent();
+}
 
 /// What shadow(5) has of an account. Days are counted from 1970; -1 is an empty field.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,6 +72,30 @@ pub fn entry(name: &[u8]) -> Result<Option<Entry>, Errno> {
         (libc::ENOENT, _) => Ok(None), // no shadow file on this system
         (code, _) => Err(Errno::from_raw(code)),
     }
+}
+
+/// The first hash there that `is_usable`: what is usual on this system, for names that have none.
+pub fn usual(is_usable: impl Fn(&[u8]) -> bool) -> Option<Secret> {
+    let mut buffer = vec![0u8; ENTRY_MAX];
+    let mut hash = None;
+    // SAFETY: as above; these programs have one thread, and nobody else in it reads the list.
+    unsafe {
+        setspent();
+        for _ in 0..LOOK_MAX {
+            let mut entry = MaybeUninit::<libc::spwd>::zeroed();
+            let mut found: *mut libc::spwd = ptr::null_mut();
+            let room = buffer.as_mut_ptr().cast::<c_char>();
+            let code = libc::getspent_r(entry.as_mut_ptr(), room, buffer.len(), &mut found);
+            let Some(found) = found.as_ref().filter(|_| code == 0) else { break };
+            if !found.sp_pwdp.is_null() && is_usable(CStr::from_ptr(found.sp_pwdp).to_bytes()) {
+                hash = Some(Secret(CStr::from_ptr(found.sp_pwdp).to_bytes().to_vec()));
+                break;
+            }
+        }
+        endspent();
+    }
+    wipe(&mut buffer);
+    hash
 }
 
 #[cfg(test)]
