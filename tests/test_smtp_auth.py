@@ -159,6 +159,8 @@ class Dialogue(AuthTest):
             S: 500 5.5.6 authentication exchange line is too long (#5.5.6)
             C: AUTH PLAIN =
             S: 501 5.5.2 that is not what the mechanism says (#5.5.2)
+            C: AUTH PLAIN {plain("joe", "secret")} more
+            S: 501 5.5.4 syntax error (#5.5.4)
             C: AUTH PLAIN {plain("temp", "x")}
             S: 454 4.7.0 unable to check that now (#4.7.0)
             C: AUTH PLAIN {plain("misused", "x")}

@@ -115,6 +115,9 @@ impl<I: Source, O: Sink, Q: Queue, A: Around> Session<'_, I, O, Q, A> {
                 None => return Ok(reply::BAD_BASE64),
             },
         };
+        if words.next().is_some() {
+            return Ok(reply::BAD_LOGIN);
+        }
         let Some(unique) = self.around.unique() else { return Ok(reply::LOGIN_LATER) };
         let setting = Setting {
             unique,

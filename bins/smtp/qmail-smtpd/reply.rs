@@ -48,6 +48,7 @@ pub const LOGIN_NEEDS_TLS: Reply = Reply::refusal(538, "5.7.11", "encryption req
 pub const WEAK_MECHANISM: Reply = Reply::refusal(534, "5.7.9", "mechanism is too weak");
 pub const NO_MECHANISM: Reply = Reply::refusal(504, "5.5.4", "no such mechanism");
 pub const CANCELLED: Reply = Reply::refusal(501, "5.7.0", "authentication cancelled");
+pub const BAD_LOGIN: Reply = Reply::refusal(501, "5.5.4", "syntax error");
 pub const BAD_BASE64: Reply = Reply::refusal(501, "5.5.2", "that is not base64");
 pub const BAD_ANSWER: Reply = Reply::refusal(501, "5.5.2", "that is not what the mechanism says");
 pub const ANSWER_TOO_LONG: Reply = Reply::refusal(500, "5.5.6", "authentication exchange line is too long");
