@@ -286,6 +286,12 @@ class Dialogue(AuthTest):
                 line.expect("334 ...")
                 line.send("\r\n")
             line.expect(refusal)
+        # A NUL in an extension would give the checker fields that the client made.
+        client = Scram("joe", "secret")
+        client.bare += ",f=y\0PLAIN\0smtp\0::1\0"
+        line = self.start()
+        line.send(f"AUTH SCRAM-SHA-256 {client.first()}\r\n")
+        line.expect("501 ...")
 
     def test_names_nobody_has_cannot_be_told_from_others(self):
         self.scram(authinsecure="1\n")

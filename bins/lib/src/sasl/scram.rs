@@ -267,9 +267,9 @@ fn value<'a>(attribute: Option<&'a [u8]>, name: &[u8]) -> Result<&'a [u8], Malfo
     attribute.and_then(|attribute| attribute.strip_prefix(name)).ok_or(Malformed)
 }
 
-/// An extension that may be passed over: a letter, `=`, and something.
+/// An extension that may be passed over: a letter, `=`, and something without a NUL.
 fn is_attribute(attribute: &[u8]) -> bool {
-    matches!(attribute, [letter, b'=', _, ..] if letter.is_ascii_alphabetic())
+    matches!(attribute, [letter, b'=', _, ..] if letter.is_ascii_alphabetic()) && !attribute.contains(&0)
 }
 
 /// Printable, without a comma; that was cut off already.
@@ -339,6 +339,7 @@ mod tests {
             b"n,,n=us=er,r=x",
             b"n,,n=u=2c,r=x",
             b"n,,n=u\0,r=x",
+            b"n,,n=u,r=x,f=y\0PLAIN\0",
             b"n,,m=ext,n=user,r=x",
             b"n,,n=user,r=a b",
             b"n,,n=user,r=x,",
@@ -356,6 +357,7 @@ mod tests {
             b"c=biws,p=AAAA",
             b"c=biw,r=x,p=AAAA",
             b"c=biws,r=x,p=*",
+            b"c=biws,r=x,f=y\0PLAIN\0,p=AAAA",
             b"r=x,c=biws,p=AAAA",
         ] {
             assert_eq!(ClientFinal::parse(bad), Err(Malformed), "{}", String::from_utf8_lossy(bad));

@@ -209,7 +209,8 @@ impl Server {
 
     /// An empty password is nobody's: some directories take it for a question without a name.
     fn check(&mut self, name: Vec<u8>, secret: Secret, challenge: Vec<u8>) -> Step {
-        if name.contains(&0) || secret.contains(&0) {
+        // A NUL would be the end of a field, and what is behind it the next one.
+        if [name.as_slice(), &secret, &challenge].iter().any(|field| field.contains(&0)) {
             return self.refuse(Refusal::Malformed);
         }
         if name.is_empty() || secret.is_empty() {
