@@ -5,11 +5,13 @@
 //! that has read what it needs, has closed its jail, and forks itself for each connection it is handed. One process
 //! a connection stays, a child of the launcher as ever; what differs is how it came to be.
 //!
-//!     FORKSERVER=FD:DEVICE:INODE    the offer: a SOCK_SEQPACKET socket, for the program in this very file
-//!     server → launcher   0, pid               ready
-//!     launcher → server   n, the environment   one connection (SCM_RIGHTS); NAME=VALUE, a NUL behind each
-//!     child → launcher    n, pid               it is mine
-//!     server → launcher   n, 0                 not by me: start a program
+//! ```text
+//! FORKSERVER=FD:DEVICE:INODE    the offer: a SOCK_SEQPACKET socket, for the program in this very file
+//! server → launcher   0, pid               ready
+//! launcher → server   n, the environment   one connection (SCM_RIGHTS); NAME=VALUE, a NUL behind each
+//! child → launcher    n, pid               it is mine
+//! server → launcher   n, 0                 not by me: start a program
+//! ```
 //!
 //! Numbers are of eight and four bytes, as the machine has them: both ends are on it. The end of the socket says
 //! that nobody is at work on what was not answered. A wrapper that executes the program later is another file, and
