@@ -12,7 +12,7 @@ import threading
 import unittest
 
 from tests import harness
-from tests.certificates import Authority, openssl, self_signed, write
+from tests.certificates import Authority, Store, openssl, self_signed, write
 from tests.harness import Daemon, Home, run, wait_for
 
 PYTHON = shutil.which("python3", path="/usr/bin:/bin") or sys.executable
@@ -80,12 +80,14 @@ class Tls:
 class Server:
     """A TLS server of python's, which greets, says each line back and ends at the end."""
 
-    def __init__(self, pair, version=None, ask=None, work=None, chain=b"", weak=False):
+    def __init__(self, pair, version=None, ask=None, work=None, chain=b"", weak=False, group=None):
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         if version:
             self.context.minimum_version = self.context.maximum_version = version
         if weak:
             self.context.set_ciphers(weak)
+        if group:
+            self.context.set_ecdh_curve(group)
         with tempfile.NamedTemporaryFile() as f:
             f.write(pair[1] + pair[0] + chain)
             f.flush()
@@ -147,6 +149,62 @@ def sha256(data):
     return hashlib.sha256(data).hexdigest()
 
 
+class Ear:
+    """Between a client, who gets `mouth`, and a server: hears what the server says first."""
+
+    def __init__(self, address):
+        self.mouth, ours = socket.socketpair()
+        server = socket.create_connection(address, harness.TIMEOUT)
+        ours.settimeout(harness.TIMEOUT)
+        self.heard = b""
+        self.threads = [threading.Thread(target=self.carry, args=pair, daemon=True) for pair in ((ours, server, False), (server, ours, True))]
+        self.ends = (ours, server)
+        for thread in self.threads:
+            thread.start()
+
+    def carry(self, source, to, listen):
+        try:
+            while data := source.recv(65536):
+                if listen:
+                    self.heard += data
+                to.sendall(data)
+            to.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # who is cut off sees it
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.mouth.close()
+        for thread in self.threads:
+            thread.join(harness.TIMEOUT)
+        for end in self.ends:
+            end.close()
+
+
+X25519MLKEM768 = 0x11ec
+HELLO_RETRY = hashlib.sha256(b"HelloRetryRequest").digest()  # rfc8446:4.1.3
+
+
+def chosen(heard):
+    """The group of the key exchange, out of a server's first words in TLS 1.3."""
+    while heard[:1] in (b"\x14", b"\x16"):
+        length = int.from_bytes(heard[3:5], "big")
+        record, kind = heard[5:5 + length], heard[:1]
+        heard = heard[5 + length:]
+        if kind == b"\x14" or record[6:38] == HELLO_RETRY:
+            continue
+        at = 39 + record[38] + 3  # behind version and random number: session, suite, compression
+        extensions = record[at + 2:at + 2 + int.from_bytes(record[at:at + 2], "big")]
+        while extensions:
+            number, size = int.from_bytes(extensions[:2], "big"), int.from_bytes(extensions[2:4], "big")
+            if number == 51:  # key_share
+                return int.from_bytes(extensions[4:6], "big")
+            extensions = extensions[4 + size:]
+    raise AssertionError("no ServerHello with a key")
+
+
 class Connections(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
@@ -180,6 +238,29 @@ class Connections(unittest.TestCase):
             self.assertEqual("TLS_EXPORTER" in facts, name == "TLSv1.3")
             self.assertEqual(server.names, ["mx.example.org"])
             self.talk(clear)
+
+    def test_the_key_exchange_is_post_quantum_where_both_have_it(self):
+        with Store() as store:
+            store.put("default", self.good)
+            who = harness.as_owner() + (["-T", "61184:61184"] if os.geteuid() == 0 else [])
+            argv = ["tlsserver", "-v", "-1", "-RHl0", "-k", store.path, *who, "127.0.0.1", "0", "sh", "-c", "echo hello; cat"]
+            with Daemon(argv) as daemon:
+                port = int(daemon.wait_log(r"^(\d+)$")[1])
+                with Ear(("127.0.0.1", port)) as ear:
+                    letter, said, clear = self.tls.ask(ear.mouth, [("name", "mx.example.org"), ("verify", "pkix"), ("minimum", "1.3")])
+                    with clear:
+                        self.assertEqual(letter, "K", said)
+                        self.talk(clear)
+                self.assertEqual(chosen(ear.heard), X25519MLKEM768)
+
+    def test_the_key_exchange_with_a_server_that_has_an_older_one(self):
+        for name, number in (("prime256v1", 23), ("X25519", 29), ("secp384r1", 24)):
+            with Server(self.good, version=ssl.TLSVersion.TLSv1_3, group=name) as server, Ear(server.listener.getsockname()) as ear:
+                letter, said, clear = self.tls.ask(ear.mouth, [("name", "mx.example.org"), ("verify", "pkix")])
+                with clear:
+                    self.assertEqual(letter, "K", said)
+                    self.talk(clear)
+            self.assertEqual(chosen(ear.heard), number, name)
 
     def test_an_exporter_is_that_of_the_server(self):
         with tempfile.TemporaryDirectory() as base:

@@ -91,6 +91,7 @@ class Sessions(unittest.TestCase):
         cls.store.put("mx.example.org", cls.ca.issue("mx.example.org", "RSA"))
         cls.store.put("*.example.net", cls.ca.issue("*.example.net", "P-384"))
         cls.store.put("ed.example.org", cls.ca.issue("ed.example.org", "Ed25519"))
+        cls.store.put("long.example.org", cls.ca.issue("long.example.org", "P-521"))
 
     def serve(self, *options, **how):
         how.setdefault("store", self.store)
@@ -126,7 +127,7 @@ class Sessions(unittest.TestCase):
         server = self.serve(program=["true"])
         for asked, name in [("mx.example.org", "mx.example.org"), ("MX.Example.ORG", "mx.example.org"),
                             ("a.example.net", "*.example.net"), ("ed.example.org", "ed.example.org"),
-                            ("unknown.example", "localhost"), (None, "localhost")]:
+                            ("long.example.org", "long.example.org"), ("unknown.example", "localhost"), (None, "localhost")]:
             for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
                 context = trusting(version, self.ca)
                 context.check_hostname = False
@@ -772,6 +773,21 @@ class Peers(unittest.TestCase):
         for version in ("-tls1_2", "-tls1_3"):
             self.echoes(["openssl", "s_client", "-connect", f"127.0.0.1:{self.server.port}", "-servername", "localhost",
                          "-CAfile", self.ca.file, "-verify_return_error", "-ign_eof", version])
+
+    def test_key_exchange(self):
+        """openssl has X25519MLKEM768 from 3.5 on; tests/test_tlsclient.py has it in any case."""
+        listed = subprocess.run(["openssl", "list", "-kem-algorithms"], capture_output=True, timeout=60).stdout
+        groups = [("X25519", "X25519"), ("P-256", "prime256v1"), ("P-384", "secp384r1")]
+        post_quantum = [("X25519MLKEM768", "X25519MLKEM768")] if b"X25519MLKEM768" in listed else []
+        for version, there in (("-tls1_3", post_quantum + groups), ("-tls1_2", groups)):
+            for name, said in there:
+                done = self.s_client(version, "-groups", name)
+                self.assertRegex(done.stdout.decode(), rf"(Server Temp Key: |group: )(ECDH, )?({said}|{name})", (version, name))
+        self.assertIn(b"Cipher is (NONE)", self.s_client("-tls1_3", "-groups", "P-521").stdout)
+
+    def s_client(self, *options):
+        return subprocess.run(["openssl", "s_client", "-connect", f"127.0.0.1:{self.server.port}", "-servername", "localhost", *options],
+                              stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
 
     def test_gnutls(self):
         for priority in ("NORMAL", "NORMAL:-VERS-TLS1.3"):

@@ -33,10 +33,11 @@ const TICKETS_MAX: usize = 16;
 const CLIENT_SECONDS: u64 = 300;
 
 /// Everything a signature scheme can be with our keys.
-const SCHEMES: [SignatureScheme; 9] = [
+const SCHEMES: [SignatureScheme; 10] = [
     SignatureScheme::ED25519,
     SignatureScheme::ECDSA_NISTP256_SHA256,
     SignatureScheme::ECDSA_NISTP384_SHA384,
+    SignatureScheme::ECDSA_NISTP521_SHA512,
     SignatureScheme::RSA_PSS_SHA512,
     SignatureScheme::RSA_PSS_SHA384,
     SignatureScheme::RSA_PSS_SHA256,

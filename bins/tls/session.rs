@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use qmail::timed::Deadline;
 use qmail::trouble::Trouble;
 use rustls::client::danger::HandshakeSignatureValid;
-use rustls::crypto::{CryptoProvider, ring};
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
@@ -50,7 +50,7 @@ pub struct Server {
 impl Server {
     /// Reads the authorities, so this comes before any jail.
     pub fn prepare(settings: &Settings) -> Result<Server, Trouble> {
-        let provider = Arc::new(ring::default_provider());
+        let provider = Arc::new(aws_lc_rs::default_provider());
         let link = Arc::new(Link::default());
         let resolver = Arc::new(Resolver::new(Arc::clone(&link)));
         let verifier = match &settings.authorities {

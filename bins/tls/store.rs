@@ -10,7 +10,7 @@ use nix::unistd::Uid;
 use qmail::fd;
 use qmail::trouble::Trouble;
 use qmail::trust::{Judge, Kind, Thing, WRITABLE};
-use rustls::crypto::ring::sign::any_supported_type;
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;

@@ -6,7 +6,7 @@
 use crate::certificate::Certificate;
 use crate::facts;
 use rustls::RootCertStore;
-use rustls::crypto::ring;
+use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::{CertificateDer, Der, ServerName, TrustAnchor, UnixTime};
 use sha2::{Digest, Sha256, Sha512};
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
@@ -193,7 +193,7 @@ fn by_anchors(
     now: UnixTime,
 ) -> Result<(), String> {
     let parsed = EndEntityCert::try_from(own).map_err(wording)?;
-    let algorithms = ring::default_provider().signature_verification_algorithms.all;
+    let algorithms = aws_lc_rs::default_provider().signature_verification_algorithms.all;
     parsed
         .verify_for_usage(algorithms, anchors, above, now, KeyUsage::server_auth(), None, None)
         .map_err(wording)?;

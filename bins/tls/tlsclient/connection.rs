@@ -10,7 +10,7 @@ use qmail::{exits, fd};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::crypto::{
-    CryptoProvider, WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature,
+    CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls12_signature, verify_tls13_signature,
 };
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
@@ -98,7 +98,7 @@ fn begin(things: &Things, packet: &[u8], files: &Files) -> Result<(Connection, P
     let name = name.map_err(|e| failed(e.to_string()))?.to_owned();
     let asks = !matches!(&name, ServerName::DnsName(name) if name.as_ref() == NAMELESS);
     let only_newest = demands.only_newest;
-    let provider = Arc::new(ring::default_provider());
+    let provider = Arc::new(aws_lc_rs::default_provider());
     let judge = Arc::new(Judge::new(demands, roots, &provider));
     let builder = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(if only_newest { ONLY_NEWEST } else { BOTH })

@@ -8,7 +8,7 @@ use qmail::sys::{descriptor, memory, process, signal};
 use qmail::timed::{self, Deadline};
 use qmail::trouble::Trouble;
 use qmail::{exits, fd};
-use rustls::crypto::ring::Ticketer;
+use rustls::crypto::aws_lc_rs::Ticketer;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 use tls::keeper::Keeper;
