@@ -23,6 +23,7 @@
 #include <unistd.h>
 
 static FILE *out;
+static const char *sockets[] = {"TLSCLIENTFD", "MTASTSFD"};
 
 static void say(const char *what, int result)
 {
@@ -56,6 +57,10 @@ int main(int argc, char **argv)
 		return 111;
 	fprintf(out, "descriptors: %s\numask: %03o\nuid: %d\neuid: %d\ngid: %d\negid: %d\n", open_ones, mask, (int)getuid(),
 		(int)geteuid(), (int)getgid(), (int)getegid());
+	for (int i = 0; i < 2; i++) {
+		const char *number = getenv(sockets[i]);
+		fprintf(out, "%s: %s\n", sockets[i], number ? number : "");
+	}
 	gid_t groups[64];
 	int n = getgroups(64, groups);
 	fprintf(out, "groups:");
