@@ -7,25 +7,6 @@ use rustls::{CommonState, HandshakeKind, ProtocolVersion};
 /// A variable. A value has no NUL.
 pub type Fact = (&'static str, Vec<u8>);
 
-/// All that a session may tell, and what a program behind it must therefore not find in its environment
-/// from elsewhere.
-pub const NAMES: [&str; 14] = [
-    "TLS_PROTOCOL",
-    "TLS_CIPHER",
-    "TLS_SERVER_NAME",
-    "TLS_CLIENT_VERIFIED",
-    "TLS_CLIENT_SUBJECT",
-    "TLS_CLIENT_EMAIL",
-    "TLS_CLIENT_DNS",
-    "TLS_CLIENT_FINGERPRINT",
-    "TLS_EXPORTER",
-    "TLS_SERVER_END_POINT",
-    "TLS_ALPN",
-    "SSL_PROTOCOL",
-    "SSL_CIPHER",
-    "SSL_TLS_SNI_HOSTNAME",
-];
-
 /// Where a program finds its ends of UCSPI-TLS.
 pub const CONTROL_FD: &str = "SSLCTLFD";
 pub const READ_FD: &str = "SSLREADFD";

@@ -20,8 +20,9 @@ const FACTS_MAX: usize = 64 * 1024;
 /// A handshake has its own, shorter deadline in the process that makes it.
 const HANDSHAKE_SECONDS: u64 = 300;
 
-/// What is known of a session, and no other variable is taken for such. The last are those of older launchers.
-pub const NAMES: [&str; 13] = [
+/// What is known of a session: no other variable is taken for such, and who makes the session lets none of them
+/// through from elsewhere. The last are those of older launchers.
+pub const NAMES: [&str; 14] = [
     "TLS_PROTOCOL",
     "TLS_CIPHER",
     "TLS_SERVER_NAME",
@@ -32,10 +33,14 @@ pub const NAMES: [&str; 13] = [
     "TLS_CLIENT_FINGERPRINT",
     "TLS_EXPORTER",
     "TLS_SERVER_END_POINT",
+    "TLS_ALPN",
     "SSL_PROTOCOL",
     "SSL_CIPHER",
     "SSL_TLS_SNI_HOSTNAME",
 ];
+
+/// Of these, what a login can be bound to: for who talks to the client, and for nobody behind.
+pub const BINDINGS: [&str; 2] = ["TLS_EXPORTER", "TLS_SERVER_END_POINT"];
 
 /// What is known of the TLS session; nothing where there is none.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -170,6 +175,8 @@ mod tests {
         assert_eq!(facts.all().len(), 3);
         assert_eq!(facts.binding().exporter, Some(vec![0, 255]));
         assert_eq!(facts.client_email(), None); // nobody has verified it
+        let agreed = b"TLS_PROTOCOL=TLSv1.3\0TLS_ALPN=pop3\0";
+        assert_eq!(Facts::parse(agreed).unwrap().list(), agreed);
         let verified = [list.as_slice(), b"TLS_CLIENT_VERIFIED=1\0"].concat();
         assert_eq!(Facts::parse(&verified).unwrap().client_email(), Some(b"a=b".as_slice()));
     }

@@ -15,7 +15,7 @@ use qmail::environ::Environ;
 use qmail::sys::{descriptor, process, signal};
 use qmail::timed::{self, Deadline};
 use qmail::trouble::Trouble;
-use qmail::{exits, fd};
+use qmail::{exits, fd, ucspitls};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use tls::facts::{self, CONTROL_FD, LIST_MAX, READ_FD, WRITE_FD};
 use tls::link;
@@ -109,7 +109,7 @@ impl Tls {
         let options = connection.options;
         let banner: &[u8] = if self.options.delayed { &options.banner } else { b"" };
         connection.admit(banner, |mut environ| {
-            for name in facts::NAMES.iter().chain(&[CONTROL_FD, READ_FD, WRITE_FD]) {
+            for name in ucspitls::NAMES.iter().chain(&[CONTROL_FD, READ_FD, WRITE_FD]) {
                 environ.unset(name);
             }
             if self.options.delayed {

@@ -16,7 +16,7 @@ use crate::exits;
 use crate::home::Home;
 use crate::timed::Deadline;
 use crate::trouble::Trouble;
-use crate::{environ, fd};
+use crate::{environ, fd, ucspitls};
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, getsockopt, recv, send,
@@ -46,8 +46,8 @@ pub const VALUE_MAX: usize = 1024;
 /// A whole request. Linux keeps a packet of up to 84 KiB in single pages, without asking for more than that.
 pub const REQUEST_MAX: usize = FIELDS_MAX + 16 * 1024;
 
-/// The variables that go with a login, and no others: what the UCSPI launchers say about the connection.
-pub const NAMES: [&str; 19] = [
+/// What the UCSPI launchers say about the connection.
+const CONNECTION: [&str; 8] = [
     "PROTO",
     "TCPLOCALIP",
     "TCPLOCALPORT",
@@ -56,18 +56,13 @@ pub const NAMES: [&str; 19] = [
     "TCPREMOTEPORT",
     "TCPREMOTEHOST",
     "TCPREMOTEINFO",
-    "SSL_PROTOCOL",
-    "SSL_CIPHER",
-    "SSL_TLS_SNI_HOSTNAME",
-    "TLS_PROTOCOL",
-    "TLS_CIPHER",
-    "TLS_SERVER_NAME",
-    "TLS_CLIENT_VERIFIED",
-    "TLS_CLIENT_SUBJECT",
-    "TLS_CLIENT_EMAIL",
-    "TLS_CLIENT_DNS",
-    "TLS_CLIENT_FINGERPRINT",
 ];
+
+/// The variables that go with a login, and no others.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    let session = ucspitls::NAMES.into_iter().filter(|name| !ucspitls::BINDINGS.contains(name));
+    CONNECTION.into_iter().chain(session)
+}
 
 /// The first byte of a login; another protocol would start with another one.
 const HELLO: u8 = b'1';
@@ -94,15 +89,14 @@ pub struct Request {
     pub fields: Secret,
     /// The name of a service, or its whole command line.
     pub words: Vec<Vec<u8>>,
-    /// Those of `NAMES` that are set.
+    /// Those of `names` that are set.
     pub environ: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 impl Request {
     /// With the variables of this process. A value that is too long to be true is left out.
     pub fn new(fields: Secret, words: &[Vec<u8>]) -> Request {
-        let environ = NAMES
-            .iter()
+        let environ = names()
             .filter_map(|name| Some((name.as_bytes().to_vec(), environ::get(name)?)))
             .filter(|(_, value)| value.len() <= VALUE_MAX)
             .collect();
@@ -112,7 +106,7 @@ impl Request {
     /// The same; a variable of `more` counts before one of this process.
     pub fn with(fields: Secret, words: &[Vec<u8>], more: &[(Vec<u8>, Vec<u8>)]) -> Request {
         let mut request = Request::new(fields, words);
-        let known = |name: &[u8]| NAMES.iter().any(|known| known.as_bytes() == name);
+        let known = |name: &[u8]| names().any(|known| known.as_bytes() == name);
         for (name, value) in more.iter().filter(|(name, value)| known(name) && value.len() <= VALUE_MAX) {
             request.environ.retain(|(earlier, _)| earlier != name);
             request.environ.push((name.clone(), value.clone()));
@@ -167,7 +161,7 @@ impl Request {
             let length = usize::from(*take(&mut rest, 1)?.first()?);
             let name = take(&mut rest, length)?;
             let value = text(&mut rest, VALUE_MAX)?;
-            let is_known = NAMES.iter().any(|known| known.as_bytes() == name);
+            let is_known = names().any(|known| known.as_bytes() == name);
             if !is_known || environ.iter().any(|(earlier, _)| earlier == name) {
                 return None;
             }
@@ -433,6 +427,13 @@ mod tests {
     #[test]
     fn what_is_sent_arrives() {
         assert_eq!(Request::parse(&request().encode().unwrap()), Some(request()));
+    }
+
+    #[test]
+    fn what_is_known_of_a_session_goes_with_a_login_but_for_what_binds_one_to_it() {
+        let names: Vec<_> = names().collect();
+        assert!(["TCPREMOTEIP", "TLS_ALPN", "SSL_CIPHER"].iter().all(|name| names.contains(name)));
+        assert!(!ucspitls::BINDINGS.iter().any(|name| names.contains(name)));
     }
 
     #[test]
