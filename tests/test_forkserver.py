@@ -7,12 +7,16 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import tempfile
+import time
 import unittest
 
 from tests import harness
 from tests.harness import Daemon, Home, Line, wait_for
 
+PATIENCE = 2.2  # seconds: tcpserver has 2 with who does not answer
 SESSIONS = 1100  # a ready process is followed by another one after 1000
 
 
@@ -36,12 +40,12 @@ class Ready(unittest.TestCase):
             options = (*options, "-x", self.rules)
         argv = ["tcpserver", "-v", "-1", *harness.as_owner(), *self.options, *options, "127.0.0.1", "0", *self.program]
         self.server = Daemon(argv, env=self.env)
-        self.addCleanup(self.end)
+        self.addCleanup(self.end, self.server)
         self.port = int(self.server.wait_log(r"^(\d+)$")[1])
 
-    def end(self):
-        children = [pid for pid in harness.family(self.server.pid) if pid != self.server.pid]
-        self.server.stop()
+    def end(self, server):
+        children = [pid for pid in harness.family(server.pid) if pid != server.pid]
+        server.stop()
         for pid in children:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -300,6 +304,136 @@ class Trouble(Ready):
         self.session("NOOP")
         self.assertIsNone(self.ready())
         self.assertNotIn("FORKSERVER", self.server.log())
+
+
+LIAR = r"""
+import ctypes, os, platform, signal, socket, struct, sys
+CLONE = {"x86_64": 56, "aarch64": 220, "riscv64": 220}[platform.machine()]
+CLONE_PARENT = 0x8000
+kind, place = sys.argv[1:3]
+libc = ctypes.CDLL(None)
+offer = os.environ.get("FORKSERVER", "").split(":")
+
+def fork_sibling():
+    return libc.syscall(CLONE, CLONE_PARENT | signal.SIGCHLD, 0, 0, 0, 0)
+
+def note(name):
+    open(os.path.join(place, name), "w").close()
+
+if len(offer) == 3 and fork_sibling() == 0:
+    signal.alarm(100)
+    door = socket.socket(fileno=int(offer[0]))
+    door.setblocking(True)
+    pid = int(os.readlink("/proc/self"))  # the C library knows the parent's
+    say = lambda number, pid: door.send(struct.pack("@Qi", number, pid))
+    null = os.open("/dev/null", os.O_RDWR)
+    for number in range(3):
+        os.dup2(null, number)
+    if kind == "names another as itself":
+        say(0, int(open(os.path.join(place, "victim")).read()))
+    else:
+        say(0, pid)
+    note("ready")
+    request, connections, _, _ = socket.recv_fds(door, 100000, 10)
+    number, = struct.unpack_from("@Q", request)
+    note("asked")
+    if kind == "leaves one behind that is silent":
+        if os.fork():
+            os._exit(0)
+        signal.alarm(100)
+        os.read(door.fileno(), 1)  # until its end
+        os._exit(0)
+    elif kind == "says twice that it is ready":
+        say(0, pid)
+    elif kind == "has others serve":
+        say(number, int(open(os.path.join(place, "victim")).read()))
+    elif kind == "serves itself":
+        say(number, pid)
+    elif kind == "talks and talks":
+        while True:
+            say(1 << 40, 0)
+    elif kind == "says what is no word":
+        door.send(b"x")
+    elif kind == "brings descriptors":
+        socket.send_fds(door, [struct.pack("@Qi", number, 0)], [null] * 10)
+    elif kind == "is slow":
+        while not os.path.exists(os.path.join(place, "answer")):
+            pass
+        if fork_sibling() == 0:
+            say(number, int(os.readlink("/proc/self")))
+            note("answered")
+            os.write(connections[0], b"220 it\r\n")
+            os._exit(0)
+        os.close(connections[0])
+    signal.pause()
+os.write(1, b"220 started\r\n")
+sys.stdin.readline()
+os.write(1, b"221\r\n")
+"""
+
+
+@unittest.skipUnless(sys.platform == "linux", "a sibling is made by clone(2)")
+class Liars(Ready):
+    """What stays ready has been taken over: it can say what it likes, and tcpserver serves everybody all the same."""
+
+    def lie(self, kind):
+        self.place = tempfile.mkdtemp(prefix="qmail-liar-")
+        self.addCleanup(shutil.rmtree, self.place)
+        os.chmod(self.place, 0o777)
+        path = os.path.join(self.place, "qmail-smtpd")
+        with open(path, "w") as f:
+            f.write("#!/usr/bin/env python3" + LIAR)
+        os.chmod(path, 0o755)
+        self.program = (path, kind, self.place)
+        with open(os.path.join(self.place, "victim"), "w") as f:
+            account = {"user": harness.owner()[1]} if os.geteuid() == 0 else {}
+            self.victim = subprocess.Popen(["sleep", "1000"], **account)
+            f.write(str(self.victim.pid))
+        self.addCleanup(self.victim.wait)
+        self.addCleanup(self.victim.kill)
+        self.serve("-c", "2")
+
+    def told(self, name):
+        return os.path.exists(os.path.join(self.place, name))
+
+    def served(self):
+        with self.connect() as line:
+            line.expect("220 started")
+            line.send("QUIT\r\n")
+            line.expect("221")
+
+    def test_whatever_it_says_everybody_is_served_and_no_place_is_lost(self):
+        for kind in ("leaves one behind that is silent", "says twice that it is ready", "has others serve", "serves itself", "talks and talks",
+                     "says what is no word", "is silent", "names another as itself"):
+            with self.subTest(kind):
+                self.lie(kind)
+                self.served()
+                wait_for(lambda: self.told("ready"), "the liar to be ready")
+                for _ in range(4):
+                    self.served()
+                self.assertEqual(self.told("asked"), kind != "names another as itself")
+                self.server.wait_log(r"status: 0/2\n\Z")
+                self.assertIsNone(self.victim.poll())
+                self.assertNotIn(f"pid {self.victim.pid} ", self.server.log())
+                self.end(self.server)
+
+    def test_who_was_stopped_reads_before_it_judges(self):
+        self.lie("is slow")
+        self.served()
+        wait_for(lambda: self.told("ready"), "it to be ready")
+        with self.connect() as line:
+            wait_for(lambda: self.told("asked"), "the connection to be handed over")
+            os.kill(self.server.pid, signal.SIGSTOP)
+            try:
+                since = time.monotonic()
+                with open(os.path.join(self.place, "answer"), "w"):
+                    pass
+                wait_for(lambda: self.told("answered") and time.monotonic() > since + PATIENCE, "an answer, and time enough to lose patience")
+            finally:
+                os.kill(self.server.pid, signal.SIGCONT)
+            line.expect("220 it")
+            self.server.wait_log(r"status: 0/2\n\Z")
+            self.assertEqual(len(harness.family(self.server.pid)), 2)
 
 
 if __name__ == "__main__":

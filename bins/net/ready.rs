@@ -1,9 +1,14 @@
 //! The process that stays ready for connections (qmail::forkserver), as tcpserver sees it.
+//!
+//! Programs that read what strangers send are forked from it: it may have been taken over, and say anything. What no
+//! honest one says is the end of it. It cannot have another process taken for a session or killed, keep a place
+//! for longer than a process of its own lives, or hold up anybody for longer than PATIENCE.
 
 use crate::session::Call;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use qmail::forkserver::{Answer, Launcher};
+use qmail::sys::process;
 use std::collections::VecDeque;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -42,7 +47,10 @@ enum State {
     /// Nobody. An offer may be made from then on.
     None(Instant),
     Offered(Launcher),
-    Ready(Launcher, Pid),
+    /// The process is known until it is reaped: later its number may be another one's.
+    Ready(Launcher, Option<Pid>),
+    /// Given up; what was said before is still to be read.
+    Last(Launcher),
 }
 
 pub struct Ready {
@@ -74,11 +82,13 @@ impl Ready {
     pub fn socket(&self) -> Option<BorrowedFd<'_>> {
         match &self.state {
             State::None(_) => None,
-            State::Offered(launcher) | State::Ready(launcher, _) => Some(launcher.as_fd()),
+            State::Offered(launcher) | State::Ready(launcher, _) | State::Last(launcher) => {
+                Some(launcher.as_fd())
+            }
         }
     }
 
-    /// How long at most.
+    /// How long at most. The time is over once: who was given up leaves nothing to wait for.
     pub fn patience(&self) -> Option<Duration> {
         let first = self.given.front()?;
         Some(PATIENCE.saturating_sub(first.since.elapsed()))
@@ -102,37 +112,76 @@ impl Ready {
         }
     }
 
-    /// What came from there.
-    pub fn news(&mut self) -> Vec<News> {
-        let mut news = Vec::new();
-        if self.patience().is_some_and(|left| left.is_zero())
-            && let State::Ready(_, pid) = &self.state
+    /// A child has been reaped.
+    pub fn ended(&mut self, ended: Pid) {
+        if let State::Ready(_, pid) = &mut self.state
+            && *pid == Some(ended)
         {
-            let _ = kill(*pid, Signal::SIGKILL); // the end of the socket follows, when its children have answered
+            *pid = None;
         }
+    }
+
+    /// The next thing that has become of a connection, to be asked for until there is none. `is_free` knows whether a
+    /// process can have taken one: a child that has none yet.
+    pub fn news(&mut self, is_free: impl Fn(Pid) -> bool) -> Option<News> {
         loop {
-            let (State::Offered(launcher) | State::Ready(launcher, _)) = &self.state else { return news };
+            let (launcher, server) = match &self.state {
+                State::None(_) => return self.given.pop_front().map(News::Back),
+                State::Ready(launcher, server) => (launcher, *server),
+                State::Offered(launcher) | State::Last(launcher) => (launcher, None),
+            };
             match launcher.answer() {
-                None => return news,
-                Some(Answer::Ready(pid)) => {
-                    let State::Offered(launcher) =
-                        std::mem::replace(&mut self.state, State::None(Instant::now()))
-                    else {
-                        return news;
-                    };
-                    self.state = State::Ready(launcher, pid);
+                // Judged only now: it may be we who were stopped.
+                None if self.patience().is_some_and(|left| left.is_zero()) => self.give_up(),
+                None => return None,
+                Some(Answer::Ready(pid)) => self.begin(pid, process::is_child(pid) && is_free(pid)),
+                Some(Answer::Taken(number, pid)) if is_free(pid) && server != Some(pid) => {
+                    match self.take(number) {
+                        Some(given) => return Some(News::Taken(given, pid)),
+                        None => self.give_up(),
+                    }
                 }
-                Some(Answer::Taken(number, pid)) => {
-                    news.extend(self.take(number).map(|given| News::Taken(given, pid)));
-                }
-                Some(Answer::Refused(number)) => news.extend(self.take(number).map(News::Back)),
+                Some(Answer::Refused(number)) => match self.take(number) {
+                    Some(given) => return Some(News::Back(given)),
+                    None => self.give_up(),
+                },
+                Some(Answer::Taken(..) | Answer::Wrong) => self.give_up(),
                 Some(Answer::Gone) => {
                     let pause = if matches!(self.state, State::Ready(..)) { Duration::ZERO } else { RETRY };
                     self.state = State::None(Instant::now() + pause);
-                    news.extend(self.given.drain(..).map(News::Back));
                 }
             }
         }
+    }
+
+    fn begin(&mut self, pid: Pid, is_believed: bool) {
+        let now = Instant::now();
+        match std::mem::replace(&mut self.state, State::None(now)) {
+            State::Offered(launcher) if is_believed => self.state = State::Ready(launcher, Some(pid)),
+            state => {
+                self.state = state;
+                self.give_up();
+            }
+        }
+    }
+
+    /// It is stopped, or worse. Connections that it has not answered for by now get programs: the processes it may yet
+    /// have made for them are not heard, and end.
+    fn give_up(&mut self) {
+        self.state = match std::mem::replace(&mut self.state, State::None(Instant::now())) {
+            State::Offered(launcher) => {
+                launcher.stop();
+                State::Last(launcher)
+            }
+            State::Ready(launcher, pid) => {
+                if let Some(pid) = pid {
+                    let _ = kill(pid, Signal::SIGKILL);
+                }
+                launcher.stop();
+                State::Last(launcher)
+            }
+            state @ (State::Last(_) | State::None(_)) => state,
+        };
     }
 
     fn take(&mut self, number: u64) -> Option<Given> {

@@ -8,8 +8,10 @@ use crate::ready::{News, Ready};
 use crate::session::{self, Connection};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::libc::linger;
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::Signal;
+use nix::sys::socket::{setsockopt, sockopt};
 use nix::unistd::{Gid, Pid, Uid};
 use qmail::sys::{process, signal};
 use qmail::trouble::{self, Trouble};
@@ -183,7 +185,8 @@ impl<S: Service> Server<S> {
             let ended = signal::take(Signal::SIGCHLD);
             let ends: Vec<(Pid, i32)> =
                 std::iter::from_fn(|| ended.then(process::reap_raw).flatten()).collect();
-            self.hear();
+            ends.iter().for_each(|(pid, _)| self.ready.ended(*pid));
+            self.hear(&ends);
             for (pid, status) in ends {
                 self.ended(pid, status);
             }
@@ -218,11 +221,17 @@ impl<S: Service> Server<S> {
     }
 
     /// What has become of connections that were handed over.
-    fn hear(&mut self) {
-        for news in self.ready.news() {
-            let (given, pid) = match news {
-                News::Taken(given, pid) => (given, Some(pid)),
-                News::Back(given) => (given, None),
+    fn hear(&mut self, ends: &[(Pid, i32)]) {
+        loop {
+            // Our child, even if it has ended by now, and nobody's process yet: else its place would never be free again.
+            let is_free = |pid| {
+                let ours = ends.iter().any(|(ended, _)| *ended == pid) || process::is_child(pid);
+                ours && !self.children.iter().any(|child| child.is == Who::Process(pid))
+            };
+            let (given, pid) = match self.ready.news(is_free) {
+                Some(News::Taken(given, pid)) => (given, Some(pid)),
+                Some(News::Back(given)) => (given, None),
+                None => return,
             };
             let Some(at) = self.children.iter().position(|child| child.is == Who::Given(given.number)) else {
                 continue;
@@ -234,6 +243,8 @@ impl<S: Service> Server<S> {
                     if let Some(child) = self.children.get_mut(at) {
                         child.is = Who::Process(pid);
                     }
+                    // Ours may be the last copy already: whoever had it could make us wait for its end.
+                    let _ = setsockopt(&given.stream, sockopt::Linger, &linger { l_onoff: 0, l_linger: 0 });
                 }
                 None => self.start(at, &given.stream, given.remote),
             }

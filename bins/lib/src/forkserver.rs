@@ -13,8 +13,9 @@
 //! server → launcher   n, 0                 not by me: start a program
 //! ```
 //!
-//! Numbers are of eight and four bytes, as the machine has them: both ends are on it. The end of the socket says
-//! that nobody is at work on what was not answered. A wrapper that executes the program later is another file, and
+//! Numbers are of eight and four bytes, as the machine has them: both ends are on it. Each pid is the sender's own, which
+//! the kernel says too (SO_PASSCRED). The end of the socket says that nobody is at work on what was not answered; the
+//! launcher can bring it about (`stop`): who has not answered by then is not heard, and ends. A wrapper that executes the program later is another file, and
 //! so gets every connection as before.
 #![forbid(unsafe_code)]
 
@@ -25,11 +26,12 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, send, sendmsg, socketpair,
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, Shutdown, SockFlag, SockType,
+    UnixCredentials, recvmsg, send, sendmsg, setsockopt, shutdown, socketpair, sockopt,
 };
 use nix::sys::stat::stat;
 use nix::unistd::{Pid, dup2_stdin, dup2_stdout, getpid};
-use std::io::IoSlice;
+use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -66,6 +68,8 @@ pub enum Answer {
     Ready(Pid),
     Taken(u64, Pid),
     Refused(u64),
+    /// What no server of ours says.
+    Wrong,
     /// Nobody is there any more.
     Gone,
 }
@@ -75,6 +79,7 @@ impl Launcher {
     pub fn offer() -> Result<(Launcher, OwnedFd), Errno> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
+        setsockopt(&ours, sockopt::PassCred, &true)?;
         Ok((Launcher { socket: ours }, theirs))
     }
 
@@ -103,18 +108,52 @@ impl Launcher {
 
     /// The next answer that is there.
     pub fn answer(&self) -> Option<Answer> {
-        let mut bytes = [0; ANSWER_SIZE + 1];
-        let mut result = fd::receive(&self.socket, &mut bytes);
-        if matches!(result, Err(Errno::ECONNRESET)) {
+        let answer = match self.receive() {
             // It ended with requests unread. What it said before is still there, behind the error.
-            result = fd::receive(&self.socket, &mut bytes);
-        }
-        let received = match result {
-            Err(Errno::EAGAIN | Errno::EINTR) => return None,
-            Err(_) => return Some(Answer::Gone),
-            Ok(received) => received,
+            Err(Errno::ECONNRESET) => self.receive(),
+            answer => answer,
         };
-        Some(parse_answer(bytes.get(..received.bytes).unwrap_or_default()).unwrap_or(Answer::Gone))
+        match answer {
+            Ok(answer) => Some(answer),
+            Err(Errno::EAGAIN | Errno::EINTR) => None,
+            Err(_) => Some(Answer::Gone),
+        }
+    }
+
+    /// There is room for the word of the kernel only: descriptors that come with an answer do not arrive.
+    fn receive(&self) -> Result<Answer, Errno> {
+        let mut bytes = [0; ANSWER_SIZE + 1];
+        let mut control = nix::cmsg_space!(UnixCredentials);
+        let mut data = [IoSliceMut::new(&mut bytes)];
+        let socket = self.socket.as_raw_fd();
+        let received = recvmsg::<()>(socket, &mut data, Some(&mut control), MsgFlags::MSG_DONTWAIT)?;
+        if received.bytes == 0 {
+            return Ok(Answer::Gone);
+        }
+        let sender = received.cmsgs().ok().and_then(|mut messages| match messages.next()? {
+            ControlMessageOwned::ScmCredentials(sender) => Some(Pid::from_raw(sender.pid())),
+            _ => None,
+        });
+        let length = received.bytes;
+        let answer = parse_answer(bytes.get(..length).unwrap_or_default());
+        Ok(answer
+            .filter(|answer| answer.pid().is_none_or(|pid| Some(pid) == sender))
+            .unwrap_or(Answer::Wrong))
+    }
+
+    /// From now on nobody is heard, and nothing is handed over: what has been said is still to be read, then comes
+    /// the end.
+    pub fn stop(&self) {
+        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
+    }
+}
+
+impl Answer {
+    fn pid(&self) -> Option<Pid> {
+        match self {
+            Answer::Ready(pid) | Answer::Taken(_, pid) => Some(*pid),
+            Answer::Refused(_) | Answer::Wrong | Answer::Gone => None,
+        }
     }
 }
 

@@ -66,6 +66,13 @@ pub fn reap_raw() -> Option<(Pid, i32)> {
     waitpid(-1, libc::WNOHANG).ok().flatten()
 }
 
+/// Whether this is a child of ours that has not been waited for: until then its number is nobody else's.
+pub fn is_child(pid: Pid) -> bool {
+    use nix::sys::wait::{Id, WaitPidFlag, waitid};
+    let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    !matches!(waitid(Id::Pid(pid), look), Err(Errno::ECHILD))
+}
+
 /// Forks a child that runs `work` and exits with what it returns. Signals are as in the parent.
 pub fn fork_child(work: impl FnOnce() -> i32) -> Result<Pid, Errno> {
     // SAFETY: no program here has threads, so the child is a whole copy and may allocate and do I/O.
