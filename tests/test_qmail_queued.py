@@ -226,7 +226,7 @@ class QmailQueued(unittest.TestCase):
 import os, select, socket, sys, time
 os.setgroups([]); os.setgid(54321); os.setuid(54321)
 held, refused, end = [], 0, time.time() + 20
-for i in range(60):
+for i in range(80):
     s = socket.socket(socket.AF_UNIX)
     s.connect(sys.argv[1])
     r, w = os.pipe()

@@ -410,7 +410,7 @@ def connected():
     held.append(socket.socket(socket.AF_UNIX))
     held[-1].connect(sys.argv[1])
     return held[-1]
-for _ in range(40):
+for _ in range(60):
     connected()
 for sender in senders:
     socket.send_fds(connected(), [b"1"], [sender.fileno()])
@@ -438,7 +438,7 @@ class Lingering(Case):
         self.assertEqual(stranger.stdout.readline(), b"handed over\n")
         os.kill(self.server, signal.SIGCONT)
         self.others_are_served()  # behind the stranger in the line
-        wait_for(lambda: len(self.children()) == 40, "the end of the worker that served the others")
+        wait_for(lambda: len(self.children()) == 60, "the end of the worker that served the others")
         end()
         wait_for(lambda: not self.children(), "the end of its children")
 
@@ -579,8 +579,8 @@ class SystemHome(unittest.TestCase):
             flood.stdin.close()
             flood.stdout.close()
         self.addCleanup(end)
-        # The range touches two blocks of 65536, of which each is one person: 40 connections each.
-        self.assertEqual(flood.stdout.readline(), b"120 80\n")
+        # The range touches two blocks of 65536, of which each is one person: 60 connections each.
+        self.assertEqual(flood.stdout.readline(), b"80 120\n")
         words = [self.word() for _ in range(4)]
         self.assertIn("\r\n250 ok", self.smtp(words[0]))
         self.inject("joe", "ann@test.example", words[1])

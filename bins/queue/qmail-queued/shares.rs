@@ -16,8 +16,9 @@ const RESERVED: usize = 80;
 /// What is left for everybody else.
 const STRANGERS_MAX: usize = MESSAGES_MAX - RESERVED;
 
-/// Messages at one time for one person that is not the home's.
-const PER_PERSON_MAX: usize = 40;
+/// Messages at one time for one person that is not the home's: what a script of theirs may start at once. It is half of
+/// what those who have many can have together.
+const PER_PERSON_MAX: usize = 60;
 
 /// The last ones of the strangers are for people who have fewer than this many: who sends one message
 /// gets in beside a few who send as many as they can.
