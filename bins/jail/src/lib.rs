@@ -148,13 +148,13 @@ pub fn home_of(path: &[u8]) -> Vec<u8> {
     }
 }
 
-/// rlimits: no core dump, it would hold other people's mail, and no further process for who starts none. Where
-/// another program may come after, core dumps are off softly: it may have other needs.
 /// Inside a jail that forks: no further process from here, for good.
 pub fn alone() -> Result<(), Trouble> {
     setrlimit(Resource::RLIMIT_NPROC, 0, 0).map_err(|e| Trouble::unable("set", "resource limits", e))
 }
 
+/// rlimits: no core dump, it would hold other people's mail, and no further process for who starts none. Where
+/// another program may come after, core dumps are off softly: it may have other needs.
 fn limit(profile: &Profile) -> Result<(), Trouble> {
     let result = match profile.lock {
         Lock::Jail(_) if profile.alone => {
