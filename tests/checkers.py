@@ -4,7 +4,10 @@ import base64
 import hashlib
 import hmac
 import os
+import shutil
 import struct
+
+from tests import harness
 
 PASSWORDS = {"joe": "secret", "jim@example.net": "pa ss,wo=rd", "üser": "pässwörd"}
 COUNT, SALT = 4096, b"0123456789abcdef"
@@ -49,6 +52,39 @@ if "CHECKER_HOME" in os.environ:
     os.chdir(os.environ["CHECKER_HOME"])
 os.execvpe(sys.argv[1], sys.argv[1:], dict(os.environ, USER=name.decode(), HOME=os.environ.get("CHECKER_HOME", "/")))
 """
+
+
+CAPTURE = """#!/bin/sh
+cat >"$CAPTURE_DIR/message"
+cat <&1 >"$CAPTURE_DIR/envelope"
+"""
+
+
+def install(home):
+    """Makes bin/checker in a home, capture.sh for QMAILQUEUE, and the directory that both write into."""
+    home.write("bin/checker", script(home.file("kept")), 0o755)
+    home.write("capture.sh", CAPTURE, 0o755)
+    return empty(home)
+
+
+def empty(home):
+    """That directory, with nothing in it."""
+    kept = home.file("kept")
+    shutil.rmtree(kept, ignore_errors=True)
+    os.mkdir(kept)
+    if os.geteuid() == 0:
+        os.chown(kept, *harness.owner()[1:])
+    return kept
+
+
+def capturing(home):
+    """The environment of a program that queues by capture.sh."""
+    return {**home.env, "QMAILQUEUE": home.file("capture.sh"), "CAPTURE_DIR": home.file("kept")}
+
+
+def offer_scram(home):
+    home.control("scramparams.cdb", params())
+    home.control("scramsecret", "never told\n")
 
 
 def script(kept):

@@ -8,28 +8,14 @@ import os
 import shutil
 import socket
 import struct
-import subprocess
 import tempfile
 import threading
-import unittest
 
-from tests.harness import ROOT, TIMEOUT, Daemon, free_port, wait_for
-
-TOOLS = os.path.join(ROOT, "tests", "tools", "root")
+from tests.harness import TIMEOUT, Daemon, free_port, wait_for
+from tests.packages import tool
 
 A, CNAME, SOA, MX, AAAA = 1, 5, 6, 15, 28
 NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED = range(6)
-
-
-def nsd_command():
-    """(path, environment) of nsd: installed, or unpacked aside with its libraries."""
-    if path := shutil.which("nsd", path=os.environ["PATH"] + ":/usr/sbin:/sbin"):
-        return path, dict(os.environ)
-    path = os.path.join(TOOLS, "usr/sbin/nsd")
-    if not os.path.exists(path):
-        raise unittest.SkipTest("nsd is neither installed nor unpacked in tests/tools (scripts/test-packages)")
-    libraries = [d for d, _, files in os.walk(os.path.join(TOOLS, "usr/lib")) if any(".so" in f for f in files)]
-    return path, {**os.environ, "LD_LIBRARY_PATH": ":".join(libraries)}
 
 
 class Nsd:
@@ -60,7 +46,7 @@ class Nsd:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     def __enter__(self):
-        path, env = nsd_command()
+        path, env = tool("nsd")
         self.daemon = Daemon([path, "-d", "-c", os.path.join(self.base, "nsd.conf")], env=env)
         try:
             wait_for(self._answers, "nsd to answer")

@@ -349,6 +349,16 @@ class Home:
         envelope = b"F" + _bytes(sender) + b"\0" + b"".join(b"T" + _bytes(r) + b"\0" for r in recipients) + b"\0"
         return self.run(["qmail-queue"], env=env, fds={0: _bytes(message), 1: envelope})
 
+    def remote(self, *args, message, before=(), env=None):
+        """What qmail-remote reports of a message, which it reads from a file; `before`: programs that run it."""
+        with tempfile.TemporaryFile() as f:
+            f.write(message)
+            f.seek(0)
+            done = self.run([*before, "qmail-remote", *args], fds={0: f.fileno()}, env=env)
+        if (done.code, done.err) != (0, b""):
+            raise AssertionError(f"qmail-remote always ends with 0 and says nothing: {done}")
+        return done.out
+
     # -- the running system
 
     @property

@@ -9,9 +9,9 @@ import threading
 import unittest
 
 from tests import harness
-from tests.harness import ROOT, wait_for
+from tests.harness import wait_for
+from tests.packages import TOOLS, unpacked
 
-TOOLS = os.path.join(ROOT, "tests", "tools", "root")
 UID, GID = harness.owner()[1:]
 ACCOUNT = harness.owner()[0]
 HASH = "$6$abcdefghijklmnop$56TBvBN4aKG8fPSlsWIfoXFPnIOFO5q1G5H3EPmTBL7VoKVeXsaY7s15dq91.92PYJFRFdRkML2wWbDf8qhUe/"  # pencil
@@ -19,13 +19,6 @@ HASH = "$6$abcdefghijklmnop$56TBvBN4aKG8fPSlsWIfoXFPnIOFO5q1G5H3EPmTBL7VoKVeXsaY
 
 def libraries(*more):
     return ":".join([*more, *glob.glob(f"{TOOLS}/usr/lib/*-linux-gnu"), *glob.glob(f"{TOOLS}/lib/*-linux-gnu")])
-
-
-def tool(path):
-    found = os.path.join(TOOLS, path)
-    if not os.path.exists(found):
-        raise unittest.SkipTest(f"{os.path.basename(path)} is not unpacked (scripts/test-packages)")
-    return found
 
 
 class Asking(unittest.TestCase):
@@ -149,7 +142,7 @@ class Dovecot(Asking):
 
     @unittest.skipUnless(os.geteuid() == 0, "Dovecot starts its processes as other users: needs root")
     def test_against_dovecot(self):
-        dovecot, doveconf = tool("usr/sbin/dovecot"), tool("usr/bin/doveconf")
+        dovecot, doveconf = unpacked("usr/sbin/dovecot"), unpacked("usr/bin/doveconf")
         modules = f"{TOOLS}/usr/lib/dovecot"
         path = libraries(modules, f"{modules}/modules/old-stats")
         users, conf, run = (os.path.join(self.base, name) for name in ("users", "conf", "run"))
@@ -226,7 +219,7 @@ class Saslauthd(Asking):
 
     @unittest.skipUnless(os.geteuid() == 0, "shadow passwords of the test's own, in a mount namespace, need root")
     def test_against_saslauthd(self):
-        program = tool("usr/sbin/saslauthd")
+        program = unpacked("usr/sbin/saslauthd")
         for name, text in (("passwd", f"root:x:0:0::/root:/bin/sh\njoe:x:12345:23456::{self.base}:/bin/sh\n"),
                            ("shadow", f"joe:{HASH}:19000:0:99999:7:::\n")):
             with open(os.path.join(self.base, name), "w") as f:

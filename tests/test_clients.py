@@ -12,21 +12,8 @@ import unittest
 
 from tests import harness, namespace
 from tests.dnsserver import Nsd
-from tests.harness import ROOT, Daemon, Home, free_port, wait_for
-
-TOOLS = os.path.join(ROOT, "tests", "tools", "root")
-
-
-def tool(name):
-    """(path, environment) of a foreign program: installed, or unpacked aside with its libraries."""
-    if path := shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin:/sbin"):
-        return path, dict(os.environ)
-    for sub in ("usr/sbin", "usr/bin"):
-        path = os.path.join(TOOLS, sub, name)
-        if os.path.exists(path):
-            libraries = [d for d, _, files in os.walk(os.path.join(TOOLS, "usr/lib")) if any(".so" in f for f in files)]
-            return path, {**os.environ, "LD_LIBRARY_PATH": ":".join(libraries)}
-    raise unittest.SkipTest(f"{name} is neither installed nor unpacked in tests/tools (scripts/test-packages)")
+from tests.harness import Daemon, Home, free_port, wait_for
+from tests.packages import tool
 
 
 class Clients(unittest.TestCase):

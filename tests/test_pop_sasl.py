@@ -10,6 +10,7 @@ import unittest
 from tests import checkers, harness, logins
 from tests.checkers import Scram, b64, plain
 from tests.harness import Home, Line, dialogue
+from tests.packages import tool
 from tests.tlsfront import Front
 
 HOME = None
@@ -19,19 +20,14 @@ def setUpModule():
     global HOME
     HOME = Home()
     unittest.addModuleCleanup(HOME.__exit__)
-    HOME.write("bin/checker", checkers.script(HOME.file("kept")), 0o755)
+    checkers.install(HOME)
     HOME.write("bin/hello", "#!/bin/sh\nprintf '+OK hello\\r\\n'\nexec cat\n", 0o755)
-    HOME.control("scramparams.cdb", checkers.params())
-    HOME.control("scramsecret", "never told\n")
+    checkers.offer_scram(HOME)
 
 
 class PopTest(unittest.TestCase):
     def setUp(self):
-        self.kept = HOME.file("kept")
-        shutil.rmtree(self.kept, ignore_errors=True)
-        os.mkdir(self.kept)
-        if os.geteuid() == 0:
-            os.chown(self.kept, *harness.owner()[1:])
+        self.kept = checkers.empty(HOME)
         HOME.control("authinsecure", "0\n")
 
     def argv(self, *program):
@@ -241,8 +237,6 @@ class Tls(PopTest):
             answer = client._getline()[0]
             self.assertEqual(answer, b"+OK hello" if right else b"-ERR [AUTH] authorization failed")
 
-    @unittest.skipUnless(os.path.exists(os.path.join(harness.ROOT, "tests", "tools", "root", "usr", "bin", "fetchmail")),
-                         "scripts/test-packages unpacks fetchmail")
     def test_fetchmail_starts_tls_by_itself(self):
         front = self.front()
         directory = harness.scratch()
@@ -252,12 +246,10 @@ class Tls(PopTest):
             f.write(f'poll 127.0.0.1 service {front.port} protocol POP3 user "joe" password "secret" sslproto "TLS1.2+" '
                     f'sslcertck sslcertfile "{front.cert}" sslcommonname "localhost" mda "cat"\n')
         os.chmod(rc, 0o600)
-        root = os.path.join(harness.ROOT, "tests", "tools", "root")
-        libraries = ":".join(os.path.join(root, *p) for p in (("usr", "lib", "x86_64-linux-gnu"), ("lib", "x86_64-linux-gnu")))
-        done = subprocess.run([os.path.join(root, "usr", "bin", "fetchmail"), "-v", "-f", rc, "--pidfile", os.path.join(directory, "pid"),
-                               "--idfile", os.path.join(directory, "ids")],
+        path, env = tool("fetchmail")
+        done = subprocess.run([path, "-v", "-f", rc, "--pidfile", os.path.join(directory, "pid"), "--idfile", os.path.join(directory, "ids")],
                               capture_output=True, text=True, timeout=harness.TIMEOUT,
-                              env={"HOME": directory, "PATH": os.environ["PATH"], "LD_LIBRARY_PATH": libraries, "LANG": "C"})
+                              env={**env, "HOME": directory, "FETCHMAILHOME": directory, "LANG": "C"})
         self.assertEqual(done.returncode, 1, done.stdout + done.stderr)  # no mail
         self.assertIn("STLS", done.stdout)
         self.assertIn(b"joe\0secret\0", self.told())
@@ -277,11 +269,7 @@ class ThroughAuthd(logins.InAHome):
     """What authask hands over reaches the checker whole, and its signature comes back on descriptor 4."""
 
     def test_the_signature_comes_back_by_authask(self):
-        kept = self.home.file("kept")
-        os.mkdir(kept)
-        if os.geteuid() == 0:
-            os.chown(kept, *harness.owner()[1:])
-        self.home.write("bin/checker", checkers.script(kept), 0o755)
+        checkers.install(self.home)
         self.home.control("authprograms", "pop3:checker true\n")
         scram = Scram("joe", "secret")
         scram.final(b64(f"r={scram.nonce}x,s={base64.b64encode(checkers.SALT).decode()},i={checkers.COUNT}"))

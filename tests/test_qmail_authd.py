@@ -3,7 +3,6 @@
 import glob
 import os
 import pwd
-import re
 import signal
 import socket
 import struct
@@ -14,6 +13,7 @@ import unittest
 from tests import harness, logins, sandbox
 from tests.harness import Daemon, Line, dialogue, wait_for
 from tests.logins import Front, fields, packet
+from tests.packages import fail2ban
 from tests.test_system_home import ENV, HOME, gid, made, script, sh, uid, write
 
 # What a checker of these tests does: it says what it was given, and stays until its input ends.
@@ -104,18 +104,6 @@ class Checker(logins.InAHome):
         self.script("slow", "test $(dd bs=1000 2>/dev/null <&3 | wc -c) = 65536")
         front = self.front(packet(b"joe\0" + b"p" * 65530 + b"\0\0", ["slow"]))
         self.assertEqual(front.answer(), 0)
-
-
-def fail2ban(name):
-    """What a filter that fail2ban ships looks for, in a line whose date was taken off; at most one word may be before it."""
-    path = os.path.join(harness.ROOT, "tests", "tools", "root", "etc", "fail2ban", "filter.d", name + ".conf")
-    if not os.path.exists(path):
-        raise unittest.SkipTest("fail2ban is not unpacked (scripts/test-packages)")
-    with open(path) as f:
-        expression = re.search(r"^failregex = \^(.*)$", f.read(), re.M)[1]
-    for tag, meaning in (("%(__prefix_line)s", r"(?:\S+\s+)?"), ("<F-USER>", "(?P<user>"), ("</F-USER>", ")"), ("<HOST>", r"(?P<host>[\d.]+|[\da-f:]+)")):
-        expression = expression.replace(tag, meaning)
-    return re.compile(expression)
 
 
 class Requests(logins.InAHome):

@@ -165,12 +165,7 @@ class Case(unittest.TestCase):
         return [data[i:i + 16] for i in range(0, 1024, 16) if any(data[i:i + 16])]
 
     def remote(self, *args, message=MESSAGE, env=None):
-        with tempfile.TemporaryFile() as f:
-            f.write(message)
-            f.seek(0)
-            result = self.home.run(["qmail-remote", *args], fds={0: f.fileno()}, env=env)
-        self.assertEqual((result.code, result.err), (0, b""))
-        return result.out
+        return self.home.remote(*args, message=message, env=env)
 
     def to_peer(self, peer, message=MESSAGE, sender="s@test.example", recipients=("r@peer.test",)):
         """Sends by way of a route to the peer."""

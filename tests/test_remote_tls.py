@@ -4,7 +4,6 @@ import contextlib
 import os
 import socket
 import ssl
-import tempfile
 import unittest
 
 from tests import namespace
@@ -123,13 +122,7 @@ class Case(unittest.TestCase):
         return {"DNSCACHEIP": self.dns.address, "SSL_CERT_FILE": self.made.ca}
 
     def remote(self, host="dest.test", sender="s@test.example", before=(), env=None, message=MESSAGE):
-        with tempfile.TemporaryFile() as f:
-            f.write(message)
-            f.seek(0)
-            argv = [*before, "qmail-remote", host, sender, f"r@{host}"]
-            done = self.home.run(argv, fds={0: f.fileno()}, env={**self.env(), **(env or {})})
-        self.assertEqual((done.code, done.err), (0, b""))
-        return done.out
+        return self.home.remote(host, sender, f"r@{host}", message=message, before=before, env={**self.env(), **(env or {})})
 
     def secure(self, **more):
         return self.remote(before=["tlsclient"], **more)

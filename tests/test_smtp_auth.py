@@ -2,22 +2,16 @@
 
 import base64
 import os
-import re
 import shutil
 import smtplib
-import socket
 import subprocess
 import unittest
 
 from tests import checkers, harness, logins
 from tests.checkers import Scram, b64, plain
 from tests.harness import Home, Line, dialogue, wait_for
+from tests.packages import fail2ban
 from tests.tlsfront import Front, certificate
-
-CAPTURE = """#!/bin/sh
-cat >"$CAPTURE_DIR/message"
-cat <&1 >"$CAPTURE_DIR/envelope"
-"""
 
 MAIL = "Subject: x\r\n\r\nhi\r\n.\r\n"
 HOME = None
@@ -27,19 +21,14 @@ def setUpModule():
     global HOME
     HOME = Home()
     unittest.addModuleCleanup(HOME.__exit__)
-    HOME.write("capture.sh", CAPTURE, 0o755)
-    HOME.write("bin/checker", checkers.script(HOME.file("kept")), 0o755)
+    checkers.install(HOME)
     HOME.control("rcpthosts", "test.example\n")
 
 
 class AuthTest(unittest.TestCase):
     def setUp(self):
         self.home = HOME
-        self.kept = HOME.file("kept")
-        shutil.rmtree(self.kept, ignore_errors=True)
-        os.mkdir(self.kept)
-        if os.geteuid() == 0:
-            os.chown(self.kept, *harness.owner()[1:])
+        self.kept = checkers.empty(HOME)
         self.controls(authinsecure="1\n")
 
     def controls(self, **files):
@@ -54,8 +43,7 @@ class AuthTest(unittest.TestCase):
         self.controls(scramparams_cdb=checkers.params(), scramsecret="never told\n", **files)
 
     def env(self, **more):
-        return {**self.home.env, "QMAILQUEUE": self.home.file("capture.sh"), "CAPTURE_DIR": self.kept,
-                "TCPREMOTEIP": "192.0.2.7", **more}
+        return {**checkers.capturing(HOME), "TCPREMOTEIP": "192.0.2.7", **more}
 
     def start(self, *words, **env):
         line = Line.start(["qmail-smtpd", *(words or ("checker", "true"))], self.env(**env))
@@ -210,7 +198,7 @@ class Dialogue(AuthTest):
             "qmail-smtpd: LOGIN FAILED, user=joe, method=PLAIN, ip=[192.0.2.7]",
             "qmail-smtpd: LOGIN FAILED, user=ab?x, method=LOGIN, ip=[192.0.2.7]"])
         for row in rows:
-            self.assertRegex(row, courier_filter())
+            self.assertRegex(row, fail2ban("courier-auth"))
 
     def test_attempts_are_counted_whatever_becomes_of_them(self):
         line = self.start()
@@ -499,15 +487,10 @@ class ThroughAuthd(logins.InAHome):
 
     def setUp(self):
         super().setUp()
-        self.kept = self.home.file("kept")
-        os.mkdir(self.kept)
-        if os.geteuid() == 0:
-            os.chown(self.kept, *harness.owner()[1:])
-        self.home.write("bin/checker", checkers.script(self.kept), 0o755)
+        self.kept = checkers.install(self.home)
         self.home.control("authprograms", "smtp:checker true\n")
         self.home.control("authinsecure", "1\n")
-        self.home.control("scramparams.cdb", checkers.params())
-        self.home.control("scramsecret", "never told\n")
+        checkers.offer_scram(self.home)
 
     def smtpd(self, *words):
         line = Line.start(["qmail-smtpd", "authask", *words], {**self.home.env, "TCPREMOTEIP": "192.0.2.9"})
@@ -534,19 +517,6 @@ class ThroughAuthd(logins.InAHome):
         line.send(scram.final(line.expect("334 ...")[4:]) + "\r\n")
         line.expect("334 " + scram.expected())
         dialogue(line, "C:\nS: 235 ok, go ahead")
-
-
-def courier_filter():
-    """The expression of fail2ban's filter courier-auth, for a line whose date and first word were taken off."""
-    path = os.path.join(harness.ROOT, "tests", "tools", "root", "etc", "fail2ban", "filter.d", "courier-auth.conf")
-    if not os.path.exists(path):
-        raise unittest.SkipTest("scripts/test-packages unpacks fail2ban")
-    with open(path) as f:
-        expression = re.search(r"^failregex = (.*)$", f.read(), re.M).group(1)
-    for tag, meaning in (("%(__prefix_line)s", r"(?:\S+\s+)?"), ("<F-USER>", "(?P<user>"), ("</F-USER>", ")"),
-                         ("<HOST>", r"(?P<host>[\d.]+|[\da-f:]+)")):
-        expression = expression.replace(tag, meaning)
-    return re.compile(expression)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from tests import checkers, harness, logins
 from tests.certificates import Authority, Store
 from tests.checkers import plain
 from tests.harness import Home, Line, dialogue
-from tests.test_smtp_auth import CAPTURE
 from tests.test_tlsserver import Server, trusting
 from tests.tlsfront import Front, certificate
 
@@ -24,25 +23,19 @@ def setUpModule():
     global HOME
     HOME = Home()
     unittest.addModuleCleanup(HOME.__exit__)
-    HOME.write("capture.sh", CAPTURE, 0o755)
-    HOME.write("bin/checker", checkers.script(HOME.file("kept")), 0o755)
+    checkers.install(HOME)
     HOME.control("locals", "test.example\nother.example\n")
     HOME.control("idhost", "id.example\n")
 
 
 class Submission(unittest.TestCase):
     def setUp(self):
-        self.home, self.kept = HOME, HOME.file("kept")
-        shutil.rmtree(self.kept, ignore_errors=True)
-        os.mkdir(self.kept)
-        if os.geteuid() == 0:
-            os.chown(self.kept, *harness.owner()[1:])
+        self.home, self.kept = HOME, checkers.empty(HOME)
         HOME.control("authinsecure", "1\n")
         HOME.control("submissionsenders", "")
 
     def env(self, **more):
-        return {**HOME.env, "QMAILQUEUE": HOME.file("capture.sh"), "CAPTURE_DIR": self.kept, "TCPREMOTEIP": "192.0.2.7",
-                "SUBMISSION": "1", **more}
+        return {**checkers.capturing(HOME), "TCPREMOTEIP": "192.0.2.7", "SUBMISSION": "1", **more}
 
     def start(self, **env):
         line = Line.start(["qmail-smtpd", "checker", "true"], self.env(**env))
@@ -142,19 +135,12 @@ class Rate(logins.InAHome):
 
     def setUp(self):
         super().setUp()
-        self.kept = self.home.file("kept")
-        os.mkdir(self.kept)
-        if os.geteuid() == 0:
-            os.chown(self.kept, *harness.owner()[1:])
-        self.home.write("capture.sh", CAPTURE, 0o755)
-        self.home.write("bin/checker", checkers.script(self.kept), 0o755)
+        checkers.install(self.home)
         self.home.control("authinsecure", "1\n")
         self.home.control("submissionrate", "3\n")
 
     def send(self, recipients, expected, queue=True, name="joe", password="secret"):
-        env = {**self.home.env, "CAPTURE_DIR": self.kept, "SUBMISSION": "1"}
-        if queue:
-            env["QMAILQUEUE"] = self.home.file("capture.sh")
+        env = {**(checkers.capturing(self.home) if queue else self.home.env), "SUBMISSION": "1"}
         with Line.start(["qmail-smtpd", "checker", "true"], env) as line:
             sender = name if "@" in name else name + "@test.example"
             dialogue(line, f"S: 220 ...\nC: AUTH PLAIN {plain(name, password)}\nS: 235 ...\nC: MAIL FROM:<{sender}>\nS: 250 ...")
@@ -186,17 +172,12 @@ class BehindTlsserver(unittest.TestCase):
         cls.store.put("default", cls.ca.issue("localhost"))
 
     def setUp(self):
-        self.kept = HOME.file("kept")
-        shutil.rmtree(self.kept, ignore_errors=True)
-        os.mkdir(self.kept)
-        if os.geteuid() == 0:
-            os.chown(self.kept, *harness.owner()[1:])
+        self.kept = checkers.empty(HOME)
         HOME.control("authinsecure", "0\n")
-        HOME.control("scramparams.cdb", checkers.params())
-        HOME.control("scramsecret", "never told\n")
+        checkers.offer_scram(HOME)
 
     def serve(self, *options, program, **env):
-        env = {**HOME.env, "QMAILQUEUE": HOME.file("capture.sh"), "CAPTURE_DIR": self.kept, "CHECKER_HOME": HOME.file("home", "joe"), **env}
+        env = {**checkers.capturing(HOME), "CHECKER_HOME": HOME.file("home", "joe"), **env}
         return self.enterContext(Server(*options, store=self.store, program=program, env=env))
 
     def gsasl(self, server, protocol, *options):

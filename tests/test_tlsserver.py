@@ -15,6 +15,7 @@ import unittest
 from tests import harness
 from tests.certificates import Authority, Store, openssl, self_signed
 from tests.harness import Daemon, run, wait_for
+from tests.packages import tool
 from tests.test_tcpserver import Rules, environment
 
 ROOT = os.geteuid() == 0
@@ -765,8 +766,7 @@ class Peers(unittest.TestCase):
         cls.server = cls.enterClassContext(Server(store=cls.store, program=["sh", "-c", "read a; echo got $a"]))
 
     def echoes(self, argv):
-        found = harness.tool(argv[0]) if hasattr(harness, "tool") else None
-        done = subprocess.run([found or argv[0], *argv[1:]], input=b"hello\n", capture_output=True, timeout=60)
+        done = subprocess.run(argv, input=b"hello\n", capture_output=True, timeout=60)
         self.assertIn(b"got hello", done.stdout, done)
 
     def test_openssl(self):
@@ -795,9 +795,7 @@ class Peers(unittest.TestCase):
                          "--verify-hostname", "localhost", "-p", str(self.server.port), "127.0.0.1"])
 
     def test_stunnel(self):
-        stunnel = harness_stunnel()
-        if stunnel is None:
-            self.skipTest("no stunnel here (scripts/test-packages fetches it)")
+        stunnel, env = tool("stunnel4", "stunnel")
         with tempfile.TemporaryDirectory() as base:
             port = harness.free_port()
             conf = os.path.join(base, "conf")
@@ -805,7 +803,7 @@ class Peers(unittest.TestCase):
                 f.write(f"foreground = yes\npid =\nsyslog = no\n[x]\nclient = yes\naccept = 127.0.0.1:{port}\n"
                         f"connect = 127.0.0.1:{self.server.port}\nCAfile = {self.ca.file}\nverifyChain = yes\n"
                         f"checkHost = localhost\nsni = localhost\n")
-            with Daemon([stunnel, conf]) as daemon:
+            with Daemon([stunnel, conf], env=env) as daemon:
                 daemon.wait_log(r"Configuration successful")
 
                 def talk():
@@ -816,13 +814,6 @@ class Peers(unittest.TestCase):
                     except ConnectionRefusedError:
                         return None
                 self.assertEqual(wait_for(talk, "stunnel to listen"), b"got hello\n")
-
-
-def harness_stunnel():
-    for path in ("/usr/bin/stunnel4", "/usr/bin/stunnel", os.path.join(harness.ROOT, "tests/tools/root/usr/bin/stunnel4")):
-        if os.path.exists(path):
-            return path
-    return None
 
 
 PRYING = r"""
