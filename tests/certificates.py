@@ -109,6 +109,15 @@ def self_signed(name, subject=None):
             return f.read(), g.read()
 
 
+def pair_of(files):
+    """(certificate, key) in PEM, of the names of two files."""
+    pair = []
+    for name in files:
+        with open(name, "rb") as f:
+            pair.append(f.read())
+    return tuple(pair)
+
+
 class Store:
     """A directory as tlsserver wants it: one directory a name."""
 

@@ -52,9 +52,10 @@ class Certificates:
         os.chmod(key, 0o644)  # a server of the test may be another user; there is nothing to protect
         return cert, key
 
-    def make(self, *names, own=False):
-        """A certificate for these names, of the authority or (own) self-signed; its chain behind it."""
-        options = ["-addext", "subjectAltName=" + ",".join(f"DNS:{name}" for name in names), "-days", "10",
+    def make(self, *names, own=False, email=None):
+        """A certificate for these names (and an address), of the authority or (own) self-signed; its chain behind it."""
+        alternatives = [f"DNS:{name}" for name in names] + ([f"email:{email}"] if email else [])
+        options = ["-addext", "subjectAltName=" + ",".join(alternatives), "-days", "10",
                    "-addext", "basicConstraints=critical,CA:FALSE"]
         if own:
             return self.issue(names[0], options)
