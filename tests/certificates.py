@@ -98,13 +98,13 @@ commonName=supplied
             return f.read()
 
 
-def self_signed(name, subject=None):
+def self_signed(name, subject=None, alternatives=None):
     """(certificate, key) in PEM, signed by itself."""
     with tempfile.TemporaryDirectory(prefix="qmail-self-") as base:
         key, out = os.path.join(base, "key"), os.path.join(base, "cert")
         Authority._key(key, "P-256")
         openssl("req", "-x509", "-new", "-key", key, "-out", out, "-days", "30", "-subj", subject or f"/CN={name}",
-                "-addext", f"subjectAltName=DNS:{name}")
+                "-addext", f"subjectAltName={alternatives or f'DNS:{name}'}")
         with open(out, "rb") as f, open(key, "rb") as g:
             return f.read(), g.read()
 

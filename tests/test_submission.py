@@ -10,11 +10,12 @@ import subprocess
 import unittest
 
 from tests import checkers, harness, logins
-from tests.certificates import Authority, Store
-from tests.checkers import plain
+from tests.certificates import Authority, Store, self_signed, write
+from tests.checkers import b64, plain
 from tests.harness import Home, Line, dialogue
+from tests.packages import tool
 from tests.test_tlsserver import Server, trusting
-from tests.tlsfront import Front, certificate
+from tests.tlsfront import Front
 
 HOME = None
 
@@ -219,21 +220,75 @@ class BehindTlsserver(unittest.TestCase):
     def at_once(self, server):
         return smtplib.SMTP_SSL("localhost", server.port, timeout=harness.TIMEOUT, context=trusting(authority=self.ca))
 
+    def files(self, pair):
+        """The names of a certificate and its key, in files of this test."""
+        directory = harness.scratch()
+        self.addCleanup(shutil.rmtree, directory, ignore_errors=True)
+        names = [os.path.join(directory, name) for name in ("cert.pem", "key.pem")]
+        for name, content in zip(names, pair, strict=True):
+            write(name, content, 0o600)
+        return names
+
     def test_a_client_certificate_is_as_good_as_a_password(self):
         HOME.control("tlsclients", "joe@test.example\n")
         self.addCleanup(HOME.remove_control, "tlsclients")
-        directory = harness.scratch()
-        self.addCleanup(shutil.rmtree, directory, ignore_errors=True)
-        key, cert = certificate(directory, "joe", "-addext", "subjectAltName=email:joe@test.example",
-                                "-addext", "basicConstraints=critical,CA:FALSE", "-addext", "extendedKeyUsage=clientAuth")
-        os.chmod(directory, 0o755)
+        mine = "email:joe@test.example"
         server = self.serve("-n", "-A", self.ca.file, program=("qmail-smtpd",), SUBMISSION="1")
-        context = trusting(authority=self.ca)
-        context.load_cert_chain(cert, key)  # not of the authority: it proves nothing
-        smtp = smtplib.SMTP("localhost", server.port, timeout=harness.TIMEOUT)
-        self.addCleanup(smtp.close)
-        smtp.starttls(context=context)
-        self.assertIn(smtp.docmd("AUTH", "EXTERNAL =")[0], (502, 504))
+        for pair, codes in ((self.ca.issue("joe", alternatives=mine), (235,)),
+                            (self.ca.issue("ann", alternatives="email:ann@test.example"), (502, 504)),  # not listed
+                            (self.ca.issue("joe", alternatives=mine, days="-1"), (502, 504)),
+                            (self_signed("joe", alternatives=mine), (502, 504)),  # anybody can write that name
+                            (None, (502, 504))):
+            with smtplib.SMTP("localhost", server.port, timeout=harness.TIMEOUT) as smtp:
+                smtp.starttls(context=trusting(authority=self.ca, **({"pair": pair} if pair else {})))
+                smtp.ehlo()
+                self.assertEqual("EXTERNAL" in smtp.esmtp_features.get("auth", ""), codes == (235,))
+                self.assertIn(smtp.docmd("AUTH", "EXTERNAL =")[0], codes)
+                if codes == (235,):
+                    smtp.sendmail("joe@test.example", ["x@elsewhere.example"], "Subject: x\n\nhi\n")
+                    self.assertIn(b"(joe@test.example@127.0.0.1)", checkers.read(self.kept, "message"))
+                else:
+                    self.assertEqual(smtp.mail("joe@test.example")[0], 530)
+
+    def test_openssl_shows_a_certificate_and_asks_to_be_somebody(self):
+        HOME.control("tlsclients", "joe@test.example\n")
+        self.addCleanup(HOME.remove_control, "tlsclients")
+        cert, key = self.files(self.ca.issue("joe", alternatives="email:joe@test.example"))
+        server = self.serve("-n", "-A", self.ca.file, program=("qmail-smtpd",), SUBMISSION="1")
+        for who, reply in (("=", "235 2.7.0 "), (b64("joe@test.example"), "235 2.7.0 "), (b64("ann@test.example"), "535 5.7.8 ")):
+            said = self.s_client(server, f"EHLO x\nAUTH EXTERNAL {who}\nQUIT\n", "-cert", cert, "-key", key)
+            self.assertIn("EXTERNAL", said)
+            self.assertIn("\n" + reply, said)
+
+    def s_client(self, server, text, *options):
+        done = subprocess.run(["openssl", "s_client", "-connect", f"127.0.0.1:{server.port}", "-starttls", "smtp", "-quiet", "-crlf",
+                               *options], input=text, capture_output=True, text=True, timeout=harness.TIMEOUT)
+        return done.stdout
+
+    def test_openssl_with_an_old_version_or_a_weak_suite_gets_no_session(self):
+        server = self.serve("-n", program=("qmail-smtpd", "checker", "true"))
+        self.assertIn("250 AUTH ", self.s_client(server, "EHLO x\nQUIT\n", "-tls1_2"))
+        for options in (["-tls1"], ["-tls1_1"], ["-tls1_2", "-cipher", "ECDHE-ECDSA-AES128-SHA:@SECLEVEL=0"]):
+            said = self.s_client(server, "EHLO x\nQUIT\n", *options, *([] if "-cipher" in options else ["-cipher", "ALL:@SECLEVEL=0"]))
+            self.assertNotIn("AUTH", said)
+        harness.wait_for(lambda: len(server.failures()) == 3, "a line for each")
+
+    def test_what_is_said_before_the_handshake_is_never_heard_inside(self):
+        smtp = self.serve("-n", program=("qmail-smtpd", "checker", "true"), SUBMISSION="1")
+        pop = self.serve("-n", program=("qmail-popup", "pop.example", "checker", "qmail-pop3d", "Maildir"))
+        for server, command, ready, no in ((smtp, "STARTTLS", "220 ...", "554 nothing may follow STARTTLS ..."), (pop, "STLS", "+OK ...", "-ERR nothing may follow STLS ...")):
+            with Line.connect(server.port) as line:  # with the command
+                line.expect(ready)
+                line.send(f"{command}\r\nNOOP\r\n")
+                line.expect(no)
+                self.assertEqual(line.reader.read(), b"")
+            with Line.connect(server.port) as line:  # after the answer
+                line.expect(ready)
+                line.send(command + "\r\n")
+                line.expect(ready)
+                line.send("NOOP\r\n")
+                self.assertEqual(line.reader.read()[:1], b"\x15")  # an alert of TLS, and no answer
+            harness.wait_for(lambda: len(server.failures()) == 1, "a line of the log")
 
     def test_reading_by_stls_and_scram(self):
         server = self.serve("-n", program=("qmail-popup", "pop.example", "checker", "qmail-pop3d", "Maildir"))
@@ -249,6 +304,41 @@ class BehindTlsserver(unittest.TestCase):
         self.assertTrue(client._getline()[0].startswith(b"+OK"))
         self.assertEqual(client.stat(), (0, 0))
         client.quit()
+
+    def on_both_ports(self):
+        """(server, whether TLS comes first)"""
+        for options in (["-n"], []):
+            yield self.serve(*options, program=("qmail-smtpd", "checker", "true"), SUBMISSION="1", SMTPAUTH="+cram"), not options
+
+    def sends(self, server, mechanism, argv):
+        """A mail reader sends a message whose subject is the mechanism's name."""
+        directory = harness.scratch()
+        self.addCleanup(shutil.rmtree, directory, ignore_errors=True)
+        path, env = tool(argv[0])
+        done = subprocess.run([path, *argv[1:], "-s", mechanism, "x@elsewhere.example"], input="hi\n", cwd=directory,
+                              env={**env, "HOME": directory, "TERM": "dumb", "LC_ALL": "C.UTF-8"}, capture_output=True, text=True,
+                              timeout=harness.TIMEOUT)
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr + server.log())
+        message = checkers.read(self.kept, "message")
+        self.assertIn(f"\nSubject: {mechanism}\n".encode(), message)
+        self.assertRegex(message, rb"\(joe@127\.0\.0\.1\)\n  by \S+ with ESMTPSA; ")
+        server.wait_log(rf"^qmail-smtpd: LOGIN, user=joe, method={mechanism}, ")
+
+    def test_mutt_logs_in_on_both_ports(self):
+        for server, first in self.on_both_ports():
+            for mechanism in ("PLAIN", "LOGIN", "CRAM-MD5", "SCRAM-SHA-256"):
+                self.sends(server, mechanism, [
+                    "mutt", "-F", "/dev/null", "-e", f'set smtp_url="smtp{"s" * first}://joe@localhost:{server.port}" smtp_pass=secret '
+                    f'ssl_force_tls=yes ssl_ca_certificates_file="{self.ca.file}" smtp_authenticators={mechanism.lower()} '
+                    "copy=no from=joe@test.example use_envelope_from=yes"])
+
+    def test_s_nail_logs_in_on_both_ports(self):
+        for server, first in self.on_both_ports():
+            for mechanism in ("PLAIN", "LOGIN", "CRAM-MD5"):
+                self.sends(server, mechanism, [
+                    "s-nail", "-:/", "-Sv15-compat=yes", f"-Smta=submission{'s' * first}://joe:secret@localhost:{server.port}",
+                    "-Ssmtp-use-starttls", f"-Ssmtp-auth={mechanism.lower()}", "-Sfrom=joe@test.example", f"-Stls-ca-file={self.ca.file}",
+                    "-Stls-verify=strict"])
 
     @unittest.skipUnless(shutil.which("msmtp"), "scripts/test-packages installs msmtp")
     def test_msmtp_trusts_the_certificate_and_sends(self):
