@@ -153,13 +153,16 @@ impl<I: Source, O: Sink, Q: Queue, A: Around> Session<'_, I, O, Q, A> {
                         None => return Ok(reply::BAD_BASE64),
                     }
                 }
-                Step::Parameters(name) => match self.config.access.params(&name) {
-                    Ok(params) => server.parameters(&params),
-                    Err(trouble) => {
-                        (self.warn)("unable to check a login", &trouble.text());
-                        return Ok(reply::LOGIN_LATER);
+                Step::Parameters(asked) => {
+                    name = asked; // a binding that does not fit is refused without a check
+                    match self.config.access.params(&name) {
+                        Ok(params) => server.parameters(&params),
+                        Err(trouble) => {
+                            (self.warn)("unable to check a login", &trouble.text());
+                            return Ok(reply::LOGIN_LATER);
+                        }
                     }
-                },
+                }
                 Step::Check(fields) => {
                     name.clone_from(&fields.name);
                     match self.around.check(&fields, &self.standing.facts) {
