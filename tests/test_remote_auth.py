@@ -5,12 +5,19 @@ import contextlib
 import hashlib
 import hmac
 import os
+import socket
+import ssl
+import threading
 import unittest
 
-from tests import namespace
+from tests import checkers, namespace
+from tests.certificates import Store, pair_of
+from tests.harness import TIMEOUT, owner
 from tests.test_qmail_remote import Gone
 from tests.test_remote_tls import Case as Base
 from tests.test_remote_tls import EHLO, MAIL, OFFER, Mx, rows
+from tests.test_tlsserver import Server
+from tests.tlsrig import digest, server_context
 
 load_tests = namespace.together
 
@@ -83,14 +90,17 @@ class Relay(Mx):
 
     KNOWS = True
 
+    FLAG, BINDING = "y", b""  # this relay offers no -PLUS, and the session could be bound
+
     def scram_sha_256(self, talk, initial):
         header, bare = base64.b64decode(initial).decode().split(",,")
+        assert header == self.FLAG, header
         nonce = bare.split("r=")[1] + "more"
         salt = os.urandom(12)
         first = f"r={nonce},s={b64(salt)},i=4096"
         last = self.answer(talk, first)
         without, _, proof = last.rpartition(",p=")
-        assert base64.b64decode(without.split(",")[0][2:]).decode() == header + ",,"
+        assert base64.b64decode(without.split(",")[0][2:]) == header.encode() + b",," + self.BINDING
         message = f"{bare},{first},{without}".encode()
         salted = hashlib.pbkdf2_hmac("sha256", PASSWORD.encode(), salt, 4096)
         key = hmac.new(salted, b"Client Key", "sha256").digest()
@@ -159,6 +169,108 @@ class Mechanisms(Case):
         out, relay = self.through("SCRAM-SHA-256", peer=Impostor)
         self.assertEqual(out, b"ZOur login at 127.0.0.2 (SCRAM-SHA-256) was not completed: the server has not shown that it knows the password. (#4.7.0)\n\0")
         self.assertEqual(relay.bodies, [])
+
+
+class EndPoint(Relay):
+    """With TLS 1.2, where a login is bound to the server's certificate."""
+    FLAG = "p=tls-server-end-point"
+    scram_sha_256_plus = Relay.scram_sha_256
+
+
+class Between:
+    """Stands between qmail-remote and a server, with a certificate that is believed, and reads along; `strip` is taken out of what
+    the server offers."""
+
+    def __init__(self, pair, server, strip):
+        self.context, self.server, self.strip, self.heard = server_context(pair), server, strip, b""
+        self.socket = socket.create_server(("127.0.0.2", 587))
+        self.thread = threading.Thread(target=self.serve, daemon=True)
+        self.thread.start()
+
+    def serve(self):
+        connection, _ = self.socket.accept()
+        with connection, socket.create_connection(self.server, TIMEOUT) as upstream:
+            for s in (connection, upstream):
+                s.settimeout(TIMEOUT)
+            theirs = upstream.makefile("rb")
+            theirs.readline()
+            connection.sendall(b"220 mx.test ESMTP\r\n")
+            ours = connection.makefile("rb")
+            ours.readline()
+            connection.sendall(b"250-mx.test\r\n250 STARTTLS\r\n")
+            ours.readline()
+            connection.sendall(b"220 go\r\n")
+            upstream.sendall(b"STARTTLS\r\n")
+            theirs.readline()
+            trusting = ssl.create_default_context()
+            trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+            with self.context.wrap_socket(connection, server_side=True) as client, trusting.wrap_socket(upstream) as server:
+                ours, theirs = client.makefile("rb"), server.makefile("rb")
+                while line := ours.readline():
+                    self.heard += line
+                    server.sendall(line)
+                    while reply := theirs.readline():
+                        client.sendall(reply.replace(self.strip, b""))
+                        if reply[3:4] == b" ":
+                            break
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        if kind is not None:
+            self.socket.shutdown(socket.SHUT_RDWR)  # perhaps nobody came
+        self.thread.join(TIMEOUT)
+        self.socket.close()
+
+
+class Bound(Case):
+    """SCRAM-SHA-256-PLUS: a login is good for this session of TLS only."""
+
+    @contextlib.contextmanager
+    def ours(self, name, host):
+        """tlsserver and qmail-smtpd, and keys that authpasswd has made."""
+        checkers.install(self.home)
+        users = self.home.write("users/relay", "", 0o600)
+        _, uid, gid = owner()
+        done = self.home.run(["authpasswd", users, NAME, str(uid), str(gid), self.home.path], PASSWORD.encode(),
+                             as_user=(uid, gid) if os.geteuid() == 0 else None)
+        self.assertEqual((done.code, done.err), (0, b""))
+        with Store() as store, Server("-n", store=store.put("default", pair_of(self.made.make(name))), host=host,
+                                      program=("qmail-smtpd", "checkpassword-file", users, "true"),
+                                      env=checkers.capturing(self.home)) as server:
+            yield server
+
+    def queued(self):
+        return checkers.read(self.home.file("kept"), "message")
+
+    @namespace.alone
+    def test_a_login_is_bound_to_the_session(self):
+        with self.ours("mx.test", "127.0.0.2") as server:
+            self.home.control("smtproutes", f":mx.test:{server.port} @isp\n")
+            self.assertRegex(self.secure(), rb"(?s)^r\0K127\.0\.0\.2 accepted message\..*\ntls=TLSv1\.3 \S+ pkix\n\0$")
+            server.wait_log(rf"^qmail-smtpd: LOGIN, user={NAME}, method=SCRAM-SHA-256-PLUS, ")
+        self.assertIn(b" with ESMTPSA; ", self.queued())
+
+    @namespace.alone
+    def test_who_stands_between_with_a_certificate_that_is_believed_gets_no_login(self):
+        with self.ours("real.test", "127.0.0.3") as server:
+            for strip, method, name in ((b"\0", "SCRAM-SHA-256-PLUS", NAME), (b"SCRAM-SHA-256-PLUS ", "SCRAM-SHA-256", "")):
+                with Between(self.good, ("127.0.0.3", server.port), strip) as between:
+                    out = self.secure()
+                self.assertRegex(out, rf"^Z127\.0\.0\.2 refused our login \({method}\)\.\nRemote host said: 535 ".encode())
+                self.assertIn(f"AUTH {method} ".encode(), between.heard)
+                server.wait_log(rf"^qmail-smtpd: LOGIN FAILED, user={name}, method={method}, ")
+        self.assertEqual(self.queued(), b"")
+
+    @namespace.alone
+    def test_with_tls_1_2_it_is_bound_to_the_certificate(self):
+        context = server_context(self.good)
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        bound = type("Bound", (EndPoint,), {"BINDING": bytes.fromhex(digest(self.good[0], 0))})
+        out, relay = self.through("SCRAM-SHA-256 SCRAM-SHA-256-PLUS", peer=bound, context=context)
+        self.assertRegex(out, rb"(?s)^r\0K.*\ntls=TLSv1\.2 ")
+        self.assertEqual((relay.used, len(relay.bodies)), ("SCRAM-SHA-256-PLUS", 1))
 
 
 class InTheClear(Case):
