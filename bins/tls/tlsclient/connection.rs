@@ -20,6 +20,7 @@ use rustls::{
     RootCertStore, SignatureScheme, SupportedProtocolVersion,
 };
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tls::facts::{self, Fact};
 use tls::verdict::{self, Demands, Proof, Verify};
@@ -122,7 +123,9 @@ fn begin(things: &Things, packet: &[u8], files: &Files) -> Result<(Connection, P
         (Ok(()), None) => return Err(failed("its certificate was not looked at".to_owned())),
     };
     let Connection::Client(client) = &tls else { return Err(failed("not a client".to_owned())) };
-    let server = client.peer_certificates().and_then(<[_]>::first).map(AsRef::as_ref);
+    // rfc5929:4 binds a login to a certificate: to that of somebody else, if nobody has shown the key of this one.
+    let certificates = client.peer_certificates().filter(|_| judge.holds_key.load(Ordering::Relaxed));
+    let server = certificates.and_then(<[_]>::first).map(AsRef::as_ref);
     let mut facts =
         facts::common(client, server, |key, label| client.export_keying_material(key, label, Some(b"")));
     facts.push(("TLS_VERIFIED", proof.word().as_bytes().to_vec()));
@@ -158,17 +161,30 @@ struct Judge {
     roots: RootCertStore,
     algorithms: WebPkiSupportedAlgorithms,
     found: Mutex<Option<Result<Proof, String>>>,
+    /// The server has signed with the key of its certificate.
+    holds_key: AtomicBool,
 }
 
 impl Judge {
     fn new(demands: Demands, roots: RootCertStore, provider: &CryptoProvider) -> Judge {
         let algorithms = provider.signature_verification_algorithms;
-        Judge { demands, roots, algorithms, found: Mutex::new(None) }
+        Judge { demands, roots, algorithms, found: Mutex::new(None), holds_key: AtomicBool::new(false) }
     }
 
     /// Where anybody is taken, odd keys and certificates are better than no encryption.
     fn takes_anybody(&self) -> bool {
         self.demands.verify == Verify::Nothing
+    }
+
+    fn signature(
+        &self,
+        checked: Result<HandshakeSignatureValid, Error>,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.holds_key.store(checked.is_ok(), Ordering::Relaxed);
+        match self.takes_anybody() {
+            true => Ok(HandshakeSignatureValid::assertion()),
+            false => checked,
+        }
     }
 }
 
@@ -197,10 +213,7 @@ impl ServerCertVerifier for Judge {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        match self.takes_anybody() {
-            true => Ok(HandshakeSignatureValid::assertion()),
-            false => verify_tls12_signature(message, certificate, signed, &self.algorithms),
-        }
+        self.signature(verify_tls12_signature(message, certificate, signed, &self.algorithms))
     }
 
     fn verify_tls13_signature(
@@ -209,10 +222,7 @@ impl ServerCertVerifier for Judge {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        match self.takes_anybody() {
-            true => Ok(HandshakeSignatureValid::assertion()),
-            false => verify_tls13_signature(message, certificate, signed, &self.algorithms),
-        }
+        self.signature(verify_tls13_signature(message, certificate, signed, &self.algorithms))
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
