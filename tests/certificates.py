@@ -44,7 +44,8 @@ class Authority:
 
     @staticmethod
     def _key(path, kind):
-        how = {"RSA": ["-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"], "Ed25519": ["-algorithm", "ED25519"]}
+        rsa = ["-algorithm", "RSA", "-pkeyopt"]
+        how = {"RSA": [*rsa, "rsa_keygen_bits:2048"], "RSA-1024": [*rsa, "rsa_keygen_bits:1024"], "Ed25519": ["-algorithm", "ED25519"]}
         openssl("genpkey", *how.get(kind, ["-algorithm", "EC", "-pkeyopt", f"ec_paramgen_curve:{kind}"]), "-out", path)
         os.chmod(path, 0o600)
 

@@ -22,12 +22,14 @@ class Dane(Base):
         cls.made = cls.enterClassContext(Certificates())
         cls.own = cls.made.make("whatever.example", own=True)
         cls.good = cls.made.make("mx.signed.test")
+        cls.old = cls.made.expired("mx.signed.test")
         cls.home = cls.enterClassContext(Home())
         key, ta = digest(cls.own[0]), digest(cls.made.ca, 0)
         mx = "mx A 127.0.0.2\n"
         cls.zones = cls.enterClassContext(Zones({
             "signed.test": (
                 f"@ MX 10 mx\n{mx}_25._tcp.mx TLSA 3 1 1 {key}\n"
+                f"old MX 10 mxold\nmxold A 127.0.0.2\n_25._tcp.mxold TLSA 3 1 1 {digest(cls.old[0])}\n"
                 f"ta MX 10 mxta\nmxta A 127.0.0.2\n_25._tcp.mxta TLSA 2 0 1 {ta}\n"
                 f"wrong MX 10 mxwrong\nmxwrong A 127.0.0.2\n_25._tcp.mxwrong TLSA 3 1 1 {'0' * 64}\n"
                 f"unusable MX 10 mxu\nmxu A 127.0.0.2\n_25._tcp.mxu TLSA 1 1 1 {key}\n"
@@ -65,6 +67,10 @@ class Dane(Base):
         out, peer = self.send("signed.test", self.own)
         self.accepted(out, "dane")
         self.assertEqual(peer.bodies, [ON_THE_WIRE])
+
+    @namespace.alone
+    def test_a_certificate_with_the_marked_key_may_have_expired(self):
+        self.accepted(self.send("old.signed.test", self.old)[0], "dane")  # rfc7672:3.1.1
 
     @namespace.alone
     def test_another_key_gets_no_mail_though_an_authority_vouches_for_it(self):

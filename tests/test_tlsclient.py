@@ -361,6 +361,38 @@ class Connections(unittest.TestCase):
         self.assertEqual(self.ask(self.good, ("verify", "none"), ("minimum", "1.3"), version=ssl.TLSVersion.TLSv1_2)[1], "Z")
         self.assertEqual(self.ask(self.good, ("verify", "none"), ("minimum", "1.3"))[1], "U")
 
+    def test_a_key_that_is_too_short_proves_nothing(self):
+        """Where anybody is taken, it is; but no login is bound to its certificate, whose key it may not have."""
+        pair = self.ca.issue("mx.example.org", "RSA-1024")
+        for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+            short = {"version": version, "weak": "ALL:@SECLEVEL=0"}
+            _, letter, facts, clear = self.ask(pair, ("verify", "none"), **short)
+            self.assertEqual((letter, facts["TLS_VERIFIED"]), ("U", "none"))
+            self.assertNotIn("TLS_SERVER_END_POINT", facts)
+            self.talk(clear)
+            for demands in ((("verify", "pkix"),), (("verify", "dane"), ("tlsa", f"3 1 1 {sha256(spki(pair[0]))}"))):
+                server, letter, said, _ = self.ask(pair, ("name", "mx.example.org"), *demands, **short)
+                self.assertIn(letter, "DZ", said)
+
+    def test_openssl_with_an_old_version_or_a_weak_suite_is_no_handshake(self):
+        rsa = self.ca.issue("mx.example.org", "RSA")
+        weak = [["-tls1", "-cipher", "ALL"], ["-tls1_1", "-cipher", "ALL"], ["-tls1_2", "-cipher", "AES128-GCM-SHA256"],
+                ["-tls1_2", "-cipher", "DHE-RSA-AES128-GCM-SHA256"],
+                ["-tls1_2", "-cipher", "ECDHE-RSA-AES128-SHA:ECDHE-RSA-AES128-SHA256"]]
+        with tempfile.TemporaryDirectory() as base:
+            files = [os.path.join(base, name) for name in ("cert", "key")]
+            for name, content in zip(files, rsa, strict=True):
+                write(name, content, 0o600)
+            for options, letter in ((["-tls1_2"], "U"), (["-tls1_3"], "U"), *(([*how[:-1], how[-1] + ":@SECLEVEL=0"], "Z") for how in weak)):
+                port = harness.free_port()
+                with Daemon(["openssl", "s_server", "-accept", f"127.0.0.1:{port}", "-cert", files[0], "-key", files[1], *options],
+                            stdin=subprocess.PIPE) as daemon:
+                    daemon.wait_log("ACCEPT")
+                    got, said, clear = self.tls.ask(socket.create_connection(("127.0.0.1", port)), [("verify", "none")])
+                    clear.close()
+                    self.assertEqual(got, letter, said)
+                    daemon.process.stdin.close()
+
     def test_a_server_that_speaks_no_tls_or_goes_away(self):
         for text in (b"", b"500 what?\r\n", b"220 ready\r\n250 ok\r\n", b"\x16\x03\x03\x00\x02\x02"):
             with socket.create_server(("127.0.0.1", 0)) as listener:
