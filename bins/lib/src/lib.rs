@@ -24,6 +24,7 @@ pub mod header;
 pub mod ipme;
 pub mod quote;
 
+pub mod alongside;
 pub mod assign;
 pub mod auth;
 pub mod dotqmail;

@@ -18,14 +18,10 @@ mod server;
 
 use fetch::Web;
 use jail::{Jail, programs};
-use nix::fcntl::{FcntlArg, fcntl};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
-use qmail::environ::Environ;
 use qmail::home::Home;
 use qmail::program::{self, Args};
-use qmail::sys::process::{self, Command};
 use qmail::trouble::Trouble;
-use qmail::{date, fd};
+use qmail::{alongside, date, fd};
 use remote::policy;
 use remote::sts::{self, Kept};
 
@@ -33,9 +29,6 @@ const USAGE: &str = "mta-sts program [argument ...], mta-sts -q domain";
 
 /// There is no policy.
 const NOTHING: i32 = 1;
-
-/// The number of our socket in the program is at least this: those below are other contracts'.
-const NUMBER_MIN: i32 = 10;
 
 fn main() {
     program::run("mta-sts", USAGE, start)
@@ -46,27 +39,12 @@ fn start(args: Args) -> Result<(), Trouble> {
     if let Some(domain) = parsed.value('q') {
         return if parsed.rest.is_empty() { show(domain) } else { Err(args.wrong()) };
     }
-    let Some(name) = parsed.rest.first() else { return Err(args.wrong()) };
+    if parsed.rest.is_empty() {
+        return Err(args.wrong());
+    }
     let home = Home::find()?;
     Jail::of(&programs::MTA_STS).close()?;
-    let path = find(&home, name);
-    let (theirs, ours) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
-        .map_err(|e| Trouble::unable("make", "a pair of sockets", e))?;
-    // Not close-on-exec, unlike everything else here.
-    let number =
-        fcntl(&theirs, FcntlArg::F_DUPFD(NUMBER_MIN)).map_err(|e| Trouble::unable("make", "a socket", e))?;
-    process::fork_child(|| server::run(&home, &theirs, number, &ours))
-        .map_err(|e| Trouble::temporary("unable to fork").because(e))?;
-    drop((theirs, ours));
-    let mut environ = Environ::inherited();
-    environ.set(policy::VARIABLE, number.to_string());
-    let errno = Command::new(&path, &parsed.rest).environ(&environ).exec();
-    Err(Trouble::unable("run", &path, errno))
-}
-
-/// A program of the home, or one along PATH.
-fn find(home: &Home, name: &[u8]) -> Vec<u8> {
-    program::find(name).unwrap_or_else(|| [home.path("bin/").as_slice(), name].concat())
+    alongside::precede(&home, &parsed.rest, policy::VARIABLE, |ours| server::run(&home, ours))
 }
 
 /// For people: the policy as it is on the web now.

@@ -7,14 +7,11 @@ use crate::fetch::Web;
 use crate::kept::Place;
 use jail::{Jail, programs};
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags};
-use nix::sys::signal::Signal;
 use nix::sys::socket::{MsgFlags, send};
 use qmail::home::Home;
-use qmail::sys::descriptor::{Standard, close_others};
-use qmail::sys::process::{self, exit, fork_child};
-use qmail::sys::signal;
-use qmail::{date, exits, fd};
+use qmail::sys::descriptor::Standard;
+use qmail::sys::process::{exit, fork_child};
+use qmail::{alongside, date, exits};
 use remote::sts::{self, Answer, Kept};
 use remote::tls;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -31,17 +28,10 @@ const RESOLV_CONF: &[u8] = b"/etc/resolv.conf";
 /// Of the DNS, should resolv.conf change while we run.
 const DNS_PORT: u16 = 53;
 
-/// Answers until nobody can ask any more. `theirs` and its second number `number` are the program's.
-pub fn run(home: &Home, theirs: &OwnedFd, number: i32, ours: &OwnedFd) -> i32 {
-    fd::give_up_standard();
-    process::close(number);
-    process::close(theirs.as_raw_fd());
-    let client = tls::Client::find();
-    let descriptors = client.as_ref().map(tls::Client::as_standard);
-    let keep: Vec<_> =
-        std::iter::once(ours.as_fd()).chain(descriptors.as_ref().map(Standard::as_fd)).collect();
-    close_others(&keep);
-    signal::catch(&[Signal::SIGCHLD]);
+/// Answers until nobody can ask any more.
+pub fn run(home: &Home, ours: &OwnedFd) -> i32 {
+    let client = tls::Client::find().map(|client| client.as_standard());
+    alongside::settle(ours, client.as_ref().map(Standard::as_fd).as_slice());
     let ports = Web::find().ports().chain([DNS_PORT]).collect::<Vec<_>>();
     let jail = Jail::of(&programs::MTA_STS_SERVER)
         .home(home)
@@ -52,33 +42,9 @@ pub fn run(home: &Home, theirs: &OwnedFd, number: i32, ours: &OwnedFd) -> i32 {
         return exits::TEMPORARY; // who asks gets no answer, and waits with its mail
     }
     let place = Place::of(home);
-    let mut children = 0usize;
-    loop {
-        while process::reap().is_some() {
-            children = children.saturating_sub(1);
-        }
-        let mut fds = [PollFd::new(ours.as_fd(), PollFlags::POLLIN)];
-        let watched = if children < CHILDREN_MAX { fds.as_mut_slice() } else { &mut [] };
-        match signal::wait(watched, None) {
-            Ok(_) if children < CHILDREN_MAX => {}
-            Ok(_) | Err(Errno::EINTR) => continue,
-            Err(_) => return exits::TEMPORARY,
-        }
-        let mut question = [0; QUESTION_MAX];
-        let received = match fd::receive(ours, &mut question) {
-            Err(Errno::EINTR | Errno::EAGAIN) => continue,
-            Err(_) => return exits::TEMPORARY,
-            Ok(received) => received,
-        };
-        if received.bytes == 0 && received.passed.is_empty() {
-            return exits::SUCCESS; // nobody holds the other end
-        }
-        let (Some(asker), true) = (received.passed.first(), received.whole) else { continue };
-        let domain = question.get(..received.bytes).unwrap_or_default();
-        if fork_child(|| answer(&place, domain, asker)).is_ok() {
-            children += 1;
-        }
-    }
+    alongside::serve(ours, QUESTION_MAX, CHILDREN_MAX, |domain, passed| {
+        passed.first().is_some_and(|asker| fork_child(|| answer(&place, &domain, asker)).is_ok())
+    })
 }
 
 /// In a child: one answer.

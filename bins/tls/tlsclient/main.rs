@@ -15,21 +15,15 @@ mod connection;
 mod server;
 
 use jail::{Jail, programs};
-use nix::fcntl::{FcntlArg, fcntl};
-use qmail::environ::Environ;
+use qmail::alongside;
 use qmail::home::Home;
 use qmail::program::{self, Args};
-use qmail::sys::process::{self, Command};
 use qmail::trouble::Trouble;
-use tls::link;
 
 const USAGE: &str = "tlsclient program [ argument ... ]";
 
 /// Where the program finds the number of the socket.
 const VARIABLE: &str = "TLSCLIENTFD";
-
-/// The number is at least this: those below are other contracts'.
-const NUMBER_MIN: i32 = 10;
 
 fn main() {
     program::run("tlsclient", USAGE, tlsclient)
@@ -37,19 +31,10 @@ fn main() {
 
 fn tlsclient(args: Args) -> Result<(), Trouble> {
     let parsed = args.options("")?;
-    let Some(name) = parsed.rest.first() else { return Err(args.wrong()) };
+    if parsed.rest.is_empty() {
+        return Err(args.wrong());
+    }
     let home = Home::find()?;
     Jail::of(&programs::TLSCLIENT).close()?;
-    let path = program::find(name).unwrap_or_else(|| [home.path("bin/").as_slice(), name].concat());
-    let (theirs, ours) = link::pair().map_err(|e| Trouble::unable("make", "a pair of sockets", e))?;
-    process::fork_child(|| server::run(&home, &ours))
-        .map_err(|e| Trouble::temporary("unable to fork").because(e))?;
-    drop(ours);
-    // Not close-on-exec, unlike everything else here.
-    let number =
-        fcntl(&theirs, FcntlArg::F_DUPFD(NUMBER_MIN)).map_err(|e| Trouble::unable("make", "a socket", e))?;
-    let mut environ = Environ::inherited();
-    environ.set(VARIABLE, number.to_string());
-    let errno = Command::new(&path, &parsed.rest).environ(&environ).exec();
-    Err(Trouble::unable("run", &path, errno))
+    alongside::precede(&home, &parsed.rest, VARIABLE, |ours| server::run(&home, ours))
 }

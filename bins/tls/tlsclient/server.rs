@@ -3,13 +3,10 @@
 
 use crate::connection;
 use jail::{Jail, programs};
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags};
-use nix::sys::signal::Signal;
 use qmail::home::Home;
-use qmail::sys::{descriptor, process, signal};
-use qmail::{environ, exits, fd};
-use std::os::fd::{AsFd, OwnedFd};
+use qmail::sys::process;
+use qmail::{alongside, environ, exits};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 use tls::verdict::DEMANDS_MAX;
 
@@ -47,11 +44,7 @@ impl Files {
 
 /// Answers until nobody can ask any more.
 pub fn run(home: &Home, ours: &OwnedFd) -> i32 {
-    signal::defaults();
-    signal::ignore(&[Signal::SIGPIPE]);
-    fd::give_up_standard();
-    descriptor::close_others(&[ours.as_fd()]);
-    signal::catch(&[Signal::SIGCHLD]);
+    alongside::settle(ours, &[]);
     let files = Files::of(home);
     let mut jail = Jail::of(&programs::TLSCLIENT_SERVER).home(home);
     for file in &files.authorities {
@@ -63,39 +56,16 @@ pub fn run(home: &Home, ours: &OwnedFd) -> i32 {
     if jail.close().is_err() {
         return exits::TEMPORARY; // who asks gets no answer, and waits with its mail
     }
-    let mut children = 0usize;
-    loop {
-        while process::reap().is_some() {
-            children = children.saturating_sub(1);
-        }
-        let full = children >= CHILDREN_MAX;
-        let mut fds = [PollFd::new(ours.as_fd(), PollFlags::POLLIN)];
-        match signal::wait(if full { &mut [] } else { &mut fds }, None) {
-            Ok(_) if !full => {}
-            Ok(_) | Err(Errno::EINTR) => continue,
-            Err(_) => return exits::TEMPORARY,
-        }
-        let mut packet = vec![0; DEMANDS_MAX];
-        let received = match fd::receive(ours, &mut packet) {
-            Err(Errno::EINTR | Errno::EAGAIN) => continue,
-            Err(_) => return exits::TEMPORARY,
-            Ok(received) => received,
-        };
-        if received.bytes == 0 && received.passed.is_empty() {
-            return exits::SUCCESS; // nobody holds the other end
-        }
-        packet.truncate(received.bytes);
-        let Ok([answer, clear, socket]) = <[OwnedFd; 3]>::try_from(received.passed) else { continue };
-        if !received.whole {
-            continue;
-        }
+    alongside::serve(ours, DEMANDS_MAX, CHILDREN_MAX, |demands, passed| {
+        let Ok([answer, clear, socket]) = <[OwnedFd; 3]>::try_from(passed) else { return false };
         let things = connection::Things { answer, clear, socket };
-        match process::fork_heir(things, |things| connection::run(things, &packet, &files)) {
-            Ok(_) => children += 1,
+        match process::fork_heir(things, |things| connection::run(things, &demands, &files)) {
+            Ok(_) => true,
             Err((_, things)) => {
                 connection::busy(&things);
                 std::thread::sleep(PAUSE);
+                false
             }
         }
-    }
+    })
 }
