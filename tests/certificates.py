@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import unittest
 
 from tests import harness
 
@@ -108,6 +109,16 @@ def self_signed(name, subject=None, alternatives=None):
                 "-addext", f"subjectAltName={alternatives or f'DNS:{name}'}")
         with open(out, "rb") as f, open(key, "rb") as g:
             return f.read(), g.read()
+
+
+class Certified(unittest.TestCase):
+    """A class with an authority `ca` and a `store`, whose default is its certificate for localhost."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.ca = cls.enterClassContext(Authority())
+        cls.store = cls.enterClassContext(Store())
+        cls.store.put("default", cls.ca.issue("localhost"))
 
 
 def pair_of(files):

@@ -10,7 +10,7 @@ import subprocess
 import unittest
 
 from tests import checkers, harness, logins
-from tests.certificates import Authority, Store, self_signed, write
+from tests.certificates import Certified, self_signed, write
 from tests.checkers import b64, plain
 from tests.harness import Home, Line, dialogue
 from tests.packages import tool
@@ -163,14 +163,8 @@ class Rate(logins.InAHome):
         self.send(1, "354 go ahead")
 
 
-class BehindTlsserver(unittest.TestCase):
+class BehindTlsserver(Certified):
     """The real thing: tlsserver before qmail-smtpd and qmail-popup, gsasl and msmtp as clients."""
-
-    @classmethod
-    def setUpClass(cls):
-        cls.ca = cls.enterClassContext(Authority())
-        cls.store = cls.enterClassContext(Store())
-        cls.store.put("default", cls.ca.issue("localhost"))
 
     def setUp(self):
         self.kept = checkers.empty(HOME)
@@ -339,6 +333,20 @@ class BehindTlsserver(unittest.TestCase):
                     "s-nail", "-:/", "-Sv15-compat=yes", f"-Smta=submission{'s' * first}://joe:secret@localhost:{server.port}",
                     "-Ssmtp-use-starttls", f"-Ssmtp-auth={mechanism.lower()}", "-Sfrom=joe@test.example", f"-Stls-ca-file={self.ca.file}",
                     "-Stls-verify=strict"])
+
+    def test_s_nail_reads_on_both_ports(self):
+        path, env = tool("s-nail")
+        message = HOME.write("home/joe/Maildir/new/1.1.x", "Subject: to be read\n\nread me\n")
+        self.addCleanup(os.unlink, message)
+        os.utime(message, (1, 1))
+        for options, scheme in (["-n"], "pop3"), ([], "pop3s"):
+            server = self.serve(*options, program=("qmail-popup", "pop.example", "checker", "qmail-pop3d", "Maildir"))
+            done = subprocess.run(
+                [path, "-:/", "-Sv15-compat=yes", "-Spop3-use-starttls", f"-Stls-ca-file={self.ca.file}", "-Stls-verify=strict", "-R", "-f",
+                 f"{scheme}://joe:secret@localhost:{server.port}"], input="type 1\nxit\n", capture_output=True, text=True,
+                env={**env, "HOME": HOME.base, "TERM": "dumb", "MAILRC": "/dev/null", "LC_ALL": "C.UTF-8"}, timeout=harness.TIMEOUT)
+            self.assertIn("\nread me\n", done.stdout, done.stderr)
+            server.wait_log(r"^tlsserver: tls \d+ TLSv1\.3 \S+ localhost full$")
 
     @unittest.skipUnless(shutil.which("msmtp"), "scripts/test-packages installs msmtp")
     def test_msmtp_trusts_the_certificate_and_sends(self):

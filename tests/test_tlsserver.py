@@ -13,7 +13,7 @@ import tempfile
 import unittest
 
 from tests import harness
-from tests.certificates import Authority, Store, openssl, self_signed
+from tests.certificates import Authority, Certified, Store, openssl, self_signed
 from tests.harness import Daemon, run, wait_for
 from tests.packages import tool
 from tests.test_tcpserver import Rules, environment
@@ -83,12 +83,10 @@ def answers(server, *where, **how):
         return read_all(s)
 
 
-class Sessions(unittest.TestCase):
+class Sessions(Certified):
     @classmethod
     def setUpClass(cls):
-        cls.ca = cls.enterClassContext(Authority())
-        cls.store = cls.enterClassContext(Store())
-        cls.store.put("default", cls.ca.issue("localhost"))
+        super().setUpClass()
         cls.store.put("mx.example.org", cls.ca.issue("mx.example.org", "RSA"))
         cls.store.put("*.example.net", cls.ca.issue("*.example.net", "P-384"))
         cls.store.put("ed.example.org", cls.ca.issue("ed.example.org", "Ed25519"))
@@ -336,13 +334,7 @@ def rest_of(s):
     return re.sub(rb"^\x15\x03.\x00\x02..", b"", got, flags=re.S)
 
 
-class Transfers(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        cls.ca = cls.enterClassContext(Authority())
-        cls.store = cls.enterClassContext(Store())
-        cls.store.put("default", cls.ca.issue("localhost"))
-
+class Transfers(Certified):
     def serve(self, *options, **how):
         return self.enterContext(Server(*options, store=self.store, **how))
 
@@ -586,12 +578,10 @@ class Refusals(unittest.TestCase):
             self.assertIn(b"tlsserver: usage: tlsserver [", got.err)
 
 
-class ClientCertificates(unittest.TestCase):
+class ClientCertificates(Certified):
     @classmethod
     def setUpClass(cls):
-        cls.ca = cls.enterClassContext(Authority())
-        cls.store = cls.enterClassContext(Store())
-        cls.store.put("default", cls.ca.issue("localhost"))
+        super().setUpClass()
         cls.alice = cls.ca.issue("alice", subject="/O=Tiny, Inc./CN=alice",
                                  alternatives="email:alice@example.org,DNS:laptop.example.org,DNS:other.example.org")
         cls.stranger = self_signed("alice", "/O=Tiny, Inc./CN=alice")
@@ -675,14 +665,8 @@ while True:
 """
 
 
-class WhenAsked(unittest.TestCase):
+class WhenAsked(Certified):
     """-n: a program that starts TLS itself."""
-
-    @classmethod
-    def setUpClass(cls):
-        cls.ca = cls.enterClassContext(Authority())
-        cls.store = cls.enterClassContext(Store())
-        cls.store.put("default", cls.ca.issue("localhost"))
 
     def setUp(self):
         self.server = self.enterContext(Server("-n", "-w", "20", store=self.store, program=[PYTHON, "-c", STARTTLS]))
@@ -755,13 +739,12 @@ class WhenAsked(unittest.TestCase):
         server.wait_log(r"^tlsserver: end \d+ status 0$")
 
 
-class Peers(unittest.TestCase):
+class Peers(Certified):
     """Other people's programs as clients."""
 
     @classmethod
     def setUpClass(cls):
-        cls.ca = cls.enterClassContext(Authority())
-        cls.store = cls.enterClassContext(Store())
+        super().setUpClass()
         cls.store.put("localhost", cls.ca.issue("localhost", "RSA"))
         cls.server = cls.enterClassContext(Server(store=cls.store, program=["sh", "-c", "read a; echo got $a"]))
 
