@@ -99,9 +99,18 @@ class Dane(Base):
 
     @namespace.alone
     def test_without_marks_nothing_is_demanded(self):
-        for domain in ("bare.signed.test", "outside.signed.test", "plain.test", "to.plain.test"):
+        for domain in ("bare.signed.test", "outside.signed.test", "plain.test"):
             with Mx(before=GREETED + MAIL.replace("dest.test", domain)):
                 self.plain(self.secure(host=domain))
+
+    @namespace.alone
+    def test_an_exchanger_of_a_signed_zone_must_be_it_though_the_domain_is_not_signed(self):
+        """rfc7672:2.2.1"""
+        self.accepted(self.send("to.plain.test", self.own)[0], "dane-host mx.signed.test")
+        self.refused("to.plain.test", self.good)
+        self.home.control("tlsroutes", "to.plain.test:dane\n")
+        self.assertEqual(self.secure(host="to.plain.test"),
+                         b"Zmx.signed.test has no TLSA records, which control/tlsroutes demands. (#4.7.5)\n\0")
 
     @namespace.alone
     def test_a_zone_whose_signatures_fail_gets_no_mail(self):

@@ -23,6 +23,7 @@ pub mod envelope;
 pub mod header;
 pub mod ipme;
 pub mod quote;
+pub mod requiretls;
 
 pub mod alongside;
 pub mod assign;

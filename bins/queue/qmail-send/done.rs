@@ -14,13 +14,15 @@ use crate::short;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
+use nix::sys::uio::pread;
 use nix::unistd::{Whence, lseek};
 use qmail::fd;
-use qmail::queue::bounce::Letter;
+use qmail::queue::bounce::{Kind, Letter};
 use qmail::queue::client::{Outcome, Pending};
 use qmail::queue::info::{INFO_MAX, Info};
 use qmail::queue::rewrite::Way;
 use qmail::queue::{self, Number, bounce_path};
+use qmail::requiretls::{Look, Wish};
 use std::collections::VecDeque;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Instant;
@@ -38,6 +40,8 @@ struct Bounce {
     number: Number,
     letter: Letter,
     file: OwnedFd,
+    /// How much of the message is still to go with it, at most.
+    left: u64,
     stage: Stage,
 }
 
@@ -288,25 +292,29 @@ impl Bounce {
                 Info::parse(&info).map_err(|_| INJECTING)?.sender
             }
         };
-        let Some(letter) = desk.controls.names.letter(&sender, now()) else { return Ok(None) };
-        let stage = Stage::Reports {
-            from: fd::open_read(bounce_path(number)).map_err(|_| INJECTING)?,
-            mess: fd::open_read(queue::mess(number)).map_err(|_| INJECTING)?,
-        };
+        if Kind::of(&sender) == Kind::Triple {
+            return Ok(None);
+        }
+        let mess = fd::open_read(queue::mess(number)).map_err(|_| INJECTING)?;
+        let look = look(&mess).map_err(|_| INJECTING)?;
+        let requires_tls = look.wish() == Wish::Required;
+        let left = if requires_tls { look.header() } else { u64::MAX };
+        let Some(letter) = desk.controls.names.letter(&sender, now(), requires_tls) else { return Ok(None) };
+        let stage = Stage::Reports { from: fd::open_read(bounce_path(number)).map_err(|_| INJECTING)?, mess };
         let file = temporary_file().map_err(|_| INJECTING)?;
         fd::write_all(&file, &letter.opening).map_err(|_| INJECTING)?;
-        Ok(Some(Bounce { number, letter, file, stage }))
+        Ok(Some(Bounce { number, letter, file, left, stage }))
     }
 
     fn step(&mut self, desk: &Desk) -> Step {
         let stage = std::mem::replace(&mut self.stage, Stage::Over);
         let next = match stage {
-            Stage::Reports { from, mess } => match copy(&from, &self.file) {
+            Stage::Reports { from, mess } => match copy(&from, &self.file, &mut { u64::MAX }) {
                 Ok(true) => fd::write_all(&self.file, &self.letter.break_line).map(|()| Stage::Copy { mess }),
                 Ok(false) => Ok(Stage::Reports { from, mess }),
                 Err(errno) => Err(errno),
             },
-            Stage::Copy { mess } => match copy(&mess, &self.file) {
+            Stage::Copy { mess } => match copy(&mess, &self.file, &mut self.left) {
                 Ok(false) => Ok(Stage::Copy { mess }),
                 Ok(true) => {
                     if lseek(&self.file, 0, Whence::SeekSet).is_err() {
@@ -355,15 +363,31 @@ fn temporary_file() -> Result<OwnedFd, Errno> {
     }
 }
 
-/// Copies up to one step's worth; true at the end.
-fn copy(from: &OwnedFd, to: &OwnedFd) -> Result<bool, Errno> {
+/// Looks at the header of a message, and leaves it to be read from its beginning.
+fn look(mess: &OwnedFd) -> Result<Look, Errno> {
+    let (mut look, mut at, mut chunk) = (Look::default(), 0, vec![0u8; CHUNK]);
+    while !look.is_over() {
+        let n = pread(mess, &mut chunk, at)?;
+        if n == 0 {
+            break;
+        }
+        look.put(chunk.get(..n).unwrap_or_default());
+        at += i64::try_from(n).map_err(|_| Errno::EIO)?;
+    }
+    Ok(look)
+}
+
+/// Copies up to one step's worth, of what is `left`; true at the end.
+fn copy(from: &OwnedFd, to: &OwnedFd, left: &mut u64) -> Result<bool, Errno> {
     let mut chunk = vec![0u8; CHUNK];
     for _ in 0..STEP / CHUNK {
-        let n = fd::read(from, &mut chunk)?;
+        let room = usize::try_from(*left).unwrap_or(CHUNK).min(CHUNK);
+        let n = fd::read(from, chunk.get_mut(..room).unwrap_or_default())?;
         if n == 0 {
             return Ok(true);
         }
         fd::write_all(to, chunk.get(..n).unwrap_or_default())?;
+        *left = left.saturating_sub(n as u64);
     }
     Ok(false)
 }

@@ -61,16 +61,7 @@ impl Web {
         let client = self.tls.ok_or("there is no TLS: it must be run by tlsclient")?;
         let host = [b"mta-sts.", domain].concat();
         let stream = self.connect(&host, deadline)?;
-        let demand = Demand {
-            required: true,
-            verify: Verify::Pkix,
-            names: vec![host.clone()],
-            tlsa: Vec::new(),
-            sts: true,
-            minimum: None,
-            cert: None,
-            testing: None,
-        };
+        let demand = Demand { verify: Verify::Pkix, sts: true, ..Demand::of_host(host.clone()) };
         let left = deadline.left().unwrap_or(PATIENCE);
         match client.begin(&stream, &demand, left).map_err(|e| format!("TLS: {e}"))? {
             Outcome::Encrypted(clear, facts) if facts.verified => {

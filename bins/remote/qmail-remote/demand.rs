@@ -1,4 +1,4 @@
-//! demand - how a host must prove itself: control/tlsroutes, and what DANE and MTA-STS say
+//! demand - how a host must prove itself: control/tlsroutes, what DANE and MTA-STS say, and what the message asks for
 //!
 //! A line of tlsroutes is `domain:level word …`. Levels, from none to all: `none` `may` `auto` `encrypt` `pkix`
 //! `dane` `fingerprint`. Words: `name=HOST` (a name that the certificate may carry instead of the host's),
@@ -6,9 +6,11 @@
 #![forbid(unsafe_code)]
 
 use crate::dane::Dane;
-use crate::sts::{Answer, Policy};
+use crate::sts::Answer;
 use dns::Tlsa;
 use qmail::control::{Map, dot_suffixes};
+use qmail::queue::bounce::DOUBLE_BOUNCE_SENDER;
+use qmail::requiretls::Wish;
 
 /// How much is demanded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,6 +107,63 @@ fn fingerprint(word: &[u8]) -> Option<Vec<u8>> {
     (digits.len() == 64 && digits.iter().all(u8::is_ascii_hexdigit)).then_some(digits)
 }
 
+/// What a message has to do with all that (RFC 8689). A session is for messages of one kind, that for which it was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Ordinary,
+    /// It travels under TLS, between hosts that are proved and promise the same, or not at all.
+    Required,
+    /// A bounce of such a one: the same where it can be had, but it is not to be lost for that.
+    Bounce,
+    /// `TLS-Required: No`: what the domain publishes is followed, and does not stop it.
+    Optional,
+}
+
+impl Kind {
+    /// rfc8689:4.2.1, rfc8689:5
+    pub fn of(wish: Wish, sender: &[u8]) -> Kind {
+        match wish {
+            Wish::Nothing => Kind::Ordinary,
+            Wish::Required if sender.is_empty() || sender == DOUBLE_BOUNCE_SENDER => Kind::Bounce,
+            Wish::Required => Kind::Required,
+            Wish::Optional => Kind::Optional,
+        }
+    }
+
+    /// How hosts are looked at, and how once more if none of them is what it must be then.
+    pub fn passes(self) -> &'static [Pass] {
+        match self {
+            Kind::Ordinary => &[Pass::Published],
+            Kind::Required => &[Pass::Strict],
+            Kind::Bounce => &[Pass::Strict, Pass::Published],
+            Kind::Optional => &[Pass::Published, Pass::Lax],
+        }
+    }
+}
+
+/// One look at the hosts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pass {
+    /// What the administrator demands, or else the domain.
+    Published,
+    /// Both, and what REQUIRETLS needs (rfc8689:2).
+    Strict,
+    /// The administrator.
+    Lax,
+}
+
+impl Pass {
+    /// What a level comes to. None where the two contradict.
+    pub fn level(self, level: Level) -> Option<Level> {
+        match (self, level) {
+            (Pass::Strict, Level::Never) => None,
+            (Pass::Strict, Level::May | Level::Encrypt) => Some(Level::Auto),
+            (Pass::Lax, Level::Auto) => Some(Level::May),
+            (_, level) => Some(level),
+        }
+    }
+}
+
 /// How a certificate is to be looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verify {
@@ -126,9 +185,19 @@ pub struct Demand {
     pub sts: bool,
     pub minimum: Option<Vec<u8>>,
     pub cert: Option<Vec<u8>>,
-    /// What MTA-STS in testing mode would have refused, for the log.
-    pub testing: Option<&'static str>,
+    /// The certificate is looked at only to tell the log: a policy is in testing mode.
+    pub trial: bool,
+    /// What is told with success.
+    pub remark: Vec<u8>,
+    /// Where the DNS did not prove that this host is the domain's: what its certificate proves is the host alone.
+    pub found: Option<Vec<u8>>,
 }
+
+/// Before what MTA-STS in testing mode would have refused.
+const TESTING: &[u8] = b"MTA-STS in testing: ";
+
+/// What let a message through that nothing else would have.
+const LAX: &[u8] = b"TLS-Required: No";
 
 /// What is known of the host.
 #[derive(Debug)]
@@ -152,30 +221,58 @@ pub enum Refusal {
     DaneMissing,
     /// The domain's policy does not name it.
     NotInPolicy,
+    /// The message demands that somebody names it, and nobody does.
+    NotNamed,
+    /// The message demands TLS, and the administrator will have none there.
+    NoTls,
 }
 
 impl Demand {
-    /// TLS where it can be had; None where it shall not be used.
-    pub fn of(rule: &Rule, host: Host<'_>) -> Result<Option<Demand>, Refusal> {
-        let names = if rule.names.is_empty() { vec![host.name.to_vec()] } else { rule.names.clone() };
-        let mut demand = Demand {
+    /// TLS, with a host that is asked for by this name.
+    pub fn of_host(name: Vec<u8>) -> Demand {
+        Demand {
             required: true,
             verify: Verify::Nothing,
-            names,
+            names: vec![name],
             tlsa: Vec::new(),
             sts: false,
+            minimum: None,
+            cert: None,
+            trial: false,
+            remark: Vec::new(),
+            found: None,
+        }
+    }
+
+    /// TLS where it can be had; None where it shall not be used.
+    pub fn of(rule: &Rule, pass: Pass, host: Host<'_>) -> Result<Option<Demand>, Refusal> {
+        let level = pass.level(rule.level).ok_or(Refusal::NoTls)?;
+        let strict = pass == Pass::Strict;
+        let listed = match host.sts {
+            Answer::Enforce(policy) | Answer::Testing(policy) => policy.names(host.name),
+            Answer::Nothing => false,
+        };
+        // rfc8689:4.2.1 step 2: the DNS proves it, or a policy, which came from a proved web server, in whatever mode.
+        let named = host.proved || strict && listed;
+        if strict && !named {
+            return Err(if matches!(host.sts, Answer::Enforce(_)) { Refusal::NotInPolicy } else { Refusal::NotNamed });
+        }
+        let names = if rule.names.is_empty() { vec![host.name.to_vec()] } else { rule.names.clone() };
+        let mut demand = Demand {
+            names,
             minimum: rule.minimum.clone(),
             cert: rule.cert.clone(),
-            testing: None,
+            remark: if pass == Pass::Lax { LAX.to_vec() } else { Vec::new() },
+            ..Demand::of_host(Vec::new())
         };
-        match rule.level {
+        match level {
             Level::Never => return Ok(None),
             Level::May => demand.required = false,
             Level::Encrypt => {}
             Level::Pkix => {
                 demand.verify = Verify::Pkix;
                 // A name that nothing proves is whatever an attacker wants: then the certificate must be for the domain.
-                if rule.names.is_empty() && !host.proved {
+                if rule.names.is_empty() && !named {
                     demand.names = vec![host.domain.to_vec()];
                 }
             }
@@ -185,29 +282,38 @@ impl Demand {
                     rule.prints.iter().map(|print| [b"3 0 1 ", print.as_slice()].concat()).collect();
             }
             Level::Dane => match host.dane {
+                // rfc7672:2.2.1 what an unproved host proves of itself is not what is demanded for the domain.
+                Dane::Records { .. } | Dane::Unknown if !host.proved => return Err(Refusal::DaneMissing),
                 Dane::Records { base, records } => demand.mark(base, &records, host.domain),
                 Dane::Unknown => return Err(Refusal::DaneUnknown),
                 Dane::Nothing | Dane::Unusable { .. } => return Err(Refusal::DaneMissing),
             },
             Level::Auto => {
-                let policy: Option<&Policy> = match host.sts {
-                    Answer::Enforce(policy) if !policy.names(host.name) => return Err(Refusal::NotInPolicy),
-                    Answer::Enforce(policy) => Some(policy),
-                    Answer::Testing(policy) => {
-                        demand.testing = (!policy.names(host.name)).then_some("host is not in the policy");
-                        None
+                let enforced = match host.sts {
+                    Answer::Enforce(_) if !listed => return Err(Refusal::NotInPolicy),
+                    Answer::Enforce(_) => true,
+                    Answer::Testing(_) if !listed => {
+                        demand.remark = [TESTING, b"host is not in the policy"].concat();
+                        false
                     }
-                    Answer::Nothing => None,
+                    Answer::Testing(_) => {
+                        demand.trial = host.dane == Dane::Nothing && !strict;
+                        false
+                    }
+                    Answer::Nothing => false,
                 };
                 // rfc8461:2 what DANE demands no policy can lessen.
                 match host.dane {
-                    Dane::Records { base, records } => demand.mark(base, &records, host.domain),
+                    Dane::Records { base, records } => {
+                        demand.mark(base, &records, host.domain);
+                        demand.found = (!named && !enforced).then(|| host.name.to_vec());
+                    }
                     Dane::Unknown => return Err(Refusal::DaneUnknown),
-                    dane if policy.is_some() => {
+                    Dane::Nothing | Dane::Unusable { .. } if enforced || strict || demand.trial => {
+                        demand.required = !demand.trial;
                         demand.verify = Verify::Pkix;
-                        demand.sts = true;
+                        demand.sts = listed;
                         demand.names = vec![host.name.to_vec()];
-                        drop(dane);
                     }
                     Dane::Unusable { base } => demand.names = vec![base],
                     Dane::Nothing => demand.required = false,
@@ -234,6 +340,22 @@ impl Demand {
                 line
             })
             .collect();
+    }
+
+    /// What is tried with the same host when TLS failed for this reason; None for no TLS.
+    pub fn lesser(&self, why: &[u8]) -> Option<Demand> {
+        self.trial.then(|| Demand {
+            verify: Verify::Nothing,
+            sts: false,
+            trial: false,
+            remark: [TESTING, why].concat(),
+            ..self.clone()
+        })
+    }
+
+    /// What is told with success where there is no TLS.
+    pub fn without_tls(&self) -> Vec<u8> {
+        if self.trial { [TESTING, b"TLS is not offered"].concat() } else { self.remark.clone() }
     }
 
     /// As it goes to tlsclient.
@@ -303,7 +425,7 @@ mod tests {
     }
 
     fn demand(value: &str, name: &str, dane: Dane, sts: &Answer) -> Result<Option<Demand>, Refusal> {
-        Demand::of(&rule(value), host(name, dane, sts))
+        Demand::of(&rule(value), Pass::Published, host(name, dane, sts))
     }
 
     fn bytes(demand: Result<Option<Demand>, Refusal>) -> (bool, String) {
@@ -381,7 +503,15 @@ mod tests {
         assert_eq!(demand("auto", "other.test", records(), &enforce()), Err(Refusal::NotInPolicy));
         let testing = Answer::parse(b"Tmx.test\0").unwrap();
         let free = demand("auto", "other.test", Dane::Nothing, &testing).unwrap().unwrap();
-        assert!(!free.required && free.testing.is_some());
+        assert!(!free.required && !free.trial && free.remark.ends_with(b"host is not in the policy"));
+        let tried = demand("auto", "mx.test", Dane::Nothing, &testing).unwrap().unwrap();
+        assert!(!tried.required && tried.trial && tried.remark.is_empty());
+        assert_eq!((tried.verify, tried.sts), (Verify::Pkix, true));
+        let then = tried.lesser(b"expired").unwrap();
+        assert_eq!((then.verify, then.sts, then.required), (Verify::Nothing, false, false));
+        assert_eq!((then.remark.as_slice(), then.lesser(b"x")), (b"MTA-STS in testing: expired".as_slice(), None));
+        let marked = demand("auto", "mx.test", records(), &testing).unwrap().unwrap();
+        assert_eq!((marked.verify, marked.required, marked.trial), (Verify::Dane, true, false));
     }
 
     #[test]
@@ -399,8 +529,11 @@ mod tests {
     #[test]
     fn what_the_administrator_demands_is_demanded() {
         let nothing = Answer::Nothing;
-        assert_eq!(demand("dane", "mx.test", Dane::Nothing, &nothing), Err(Refusal::DaneMissing));
-        assert!(bytes(demand("dane", "mx.test", records(), &nothing)).0);
+        let proved = |dane| Host { proved: true, ..host("mx.test", dane, &nothing) };
+        let of = |dane| Demand::of(&rule("dane"), Pass::Published, proved(dane));
+        assert_eq!(of(Dane::Nothing), Err(Refusal::DaneMissing));
+        assert!(bytes(of(records())).0);
+        assert_eq!(demand("dane", "mx.test", records(), &nothing), Err(Refusal::DaneMissing), "the domain proves nothing");
         assert_eq!(
             bytes(demand("encrypt", "mx.test", Dane::Nothing, &nothing)),
             (true, "name=mx.test verify=none minimum=1.2 ".into())
@@ -409,6 +542,7 @@ mod tests {
         assert_eq!(said, "name=domain.test verify=pkix minimum=1.2 ", "an unproved name proves nothing");
         let said = bytes(Demand::of(
             &rule("pkix"),
+            Pass::Published,
             Host { proved: true, ..host("mx.test", Dane::Nothing, &nothing) },
         ))
         .1;
@@ -419,5 +553,94 @@ mod tests {
         let said =
             bytes(demand(&format!("fingerprint {}", "Ab".repeat(32)), "mx.test", Dane::Nothing, &nothing)).1;
         assert_eq!(said, format!("name=mx.test verify=dane tlsa=3 0 1 {} minimum=1.2 ", "ab".repeat(32)));
+    }
+
+    #[test]
+    fn an_unproved_host_that_proves_itself_is_told_by_its_name() {
+        let marked = demand("auto", "mx.test", records(), &Answer::Nothing).unwrap().unwrap();
+        assert_eq!((marked.required, marked.found.as_deref()), (true, Some(b"mx.test".as_slice())));
+        let known = Host { proved: true, ..host("mx.test", records(), &Answer::Nothing) };
+        assert_eq!(Demand::of(&rule("auto"), Pass::Published, known).unwrap().unwrap().found, None);
+    }
+
+    #[test]
+    fn a_message_is_of_a_kind() {
+        for (wish, sender, kind) in [
+            (Wish::Nothing, b"s@x.test".as_slice(), Kind::Ordinary),
+            (Wish::Nothing, b"", Kind::Ordinary),
+            (Wish::Required, b"s@x.test", Kind::Required),
+            (Wish::Required, b"", Kind::Bounce),
+            (Wish::Required, b"#@[]", Kind::Bounce),
+            (Wish::Required, b"list-@x.test-@[]", Kind::Required),
+            (Wish::Optional, b"", Kind::Optional),
+        ] {
+            assert_eq!(Kind::of(wish, sender), kind);
+        }
+    }
+
+    #[test]
+    fn a_message_that_demands_tls_wants_a_named_host_with_a_proved_certificate() {
+        let nothing = Answer::Nothing;
+        let testing = Answer::parse(b"Tmx.test\0").unwrap();
+        let proved = |dane| Host { proved: true, ..host("mx.test", dane, &Answer::Nothing) };
+        let of = |value: &str, host: Host<'_>| Demand::of(&rule(value), Pass::Strict, host);
+        for level in ["auto", "may", "encrypt", "pkix", "auto minimum=1.3"] {
+            let (required, said) = bytes(of(level, proved(Dane::Nothing)));
+            assert!(required && said.starts_with("name=mx.test verify=pkix "), "{level}: {said}");
+            assert!(bytes(of(level, proved(Dane::Unusable { base: b"b.test".to_vec() }))).1.starts_with("name=mx.test verify=pkix "));
+            assert_eq!(of(level, host("mx.test", Dane::Nothing, &nothing)), Err(Refusal::NotNamed));
+            for policy in [enforce(), testing.clone()] {
+                let (required, said) = bytes(of(level, host("mx.test", Dane::Nothing, &policy)));
+                assert!(required && said.starts_with("name=mx.test verify=pkix "), "{level}: {said}");
+            }
+            assert_eq!(of(level, host("other.test", Dane::Nothing, &testing)), Err(Refusal::NotNamed));
+            assert_eq!(of(level, host("other.test", Dane::Nothing, &enforce())), Err(Refusal::NotInPolicy));
+        }
+        for level in ["auto", "may", "encrypt", "dane"] {
+            assert_eq!(of(level, proved(Dane::Unknown)), Err(Refusal::DaneUnknown));
+            assert!(bytes(of(level, proved(records()))).1.contains(" verify=dane "));
+        }
+        assert_eq!(of("dane", proved(Dane::Nothing)), Err(Refusal::DaneMissing));
+        assert_eq!(of("none", proved(records())), Err(Refusal::NoTls));
+        let print = "ab".repeat(32);
+        assert!(bytes(of(&format!("fingerprint {print}"), proved(Dane::Nothing))).1.contains(" tlsa=3 0 1 "));
+        assert!(bytes(of("pkix name=a.test minimum=1.3", proved(Dane::Nothing))).1.starts_with("name=a.test verify=pkix minimum=1.3"));
+    }
+
+    #[test]
+    fn a_strict_demand_is_never_less_than_that_of_an_ordinary_message() {
+        let testing = Answer::parse(b"Tmx.test\0").unwrap();
+        let danes = [Dane::Nothing, Dane::Unknown, Dane::Unusable { base: b"b.test".to_vec() }, records()];
+        for level in ["none", "may", "auto", "encrypt", "pkix", "dane"] {
+            for (dane, sts, proved) in danes.iter().flat_map(|dane| {
+                [Answer::Nothing, enforce(), testing.clone()].into_iter().flat_map(move |sts| {
+                    [false, true].map(|proved| (dane.clone(), sts.clone(), proved))
+                })
+            }) {
+                let of = |pass| Demand::of(&rule(level), pass, Host { proved, ..host("mx.test", dane.clone(), &sts) });
+                match (of(Pass::Published), of(Pass::Strict)) {
+                    (_, Err(_)) => {}
+                    (Ok(usual), Ok(Some(strict))) => {
+                        assert!(strict.required && !strict.trial && strict.verify != Verify::Nothing);
+                        if let Some(usual) = usual {
+                            assert!(usual.verify != Verify::Dane || strict.verify == Verify::Dane);
+                        }
+                    }
+                    other => panic!("{level} {dane:?} {sts:?} {proved}: {other:?}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_message_that_wants_no_tls_is_stopped_by_the_administrator_alone() {
+        let of = |value: &str, dane| Demand::of(&rule(value), Pass::Lax, host("other.test", dane, &enforce()));
+        for dane in [Dane::Nothing, Dane::Unknown, records()] {
+            let (required, said) = bytes(of("auto minimum=1.3", dane));
+            assert_eq!((required, said.as_str()), (false, "name=other.test verify=none minimum=1.3 "));
+        }
+        assert!(bytes(of("encrypt", Dane::Nothing)).0);
+        assert!(bytes(of("pkix", Dane::Nothing)).1.contains("verify=pkix"));
+        assert_eq!(of("dane", Dane::Nothing), Err(Refusal::DaneMissing));
     }
 }

@@ -69,6 +69,8 @@ pub struct Session<S> {
     mechanisms: Vec<Vec<u8>>,
     /// What success is told with: the facts of TLS.
     note: Vec<u8>,
+    /// Every message goes with REQUIRETLS.
+    requires_tls: bool,
     /// The next reply will be the answer to the next command.
     in_step: bool,
     /// The server said that it stops (421), whatever it was asked.
@@ -112,6 +114,7 @@ impl<S: Server> Session<S> {
             extensions: Extensions::default(),
             mechanisms: Vec::new(),
             note: Vec::new(),
+            requires_tls: false,
             in_step: true,
             closing: false,
             messages: 0,
@@ -209,8 +212,8 @@ impl<S: Server> Session<S> {
         self.body(message)
     }
 
-    /// `MAIL FROM:<s>` with what the server understands: the size as sent (RFC 1870) and, only for a
-    /// message that needs it, BODY (RFC 6152).
+    /// `MAIL FROM:<s>` with what the server understands: the size as sent (RFC 1870) and, only for messages that
+    /// need it, BODY (RFC 6152) and REQUIRETLS (RFC 8689).
     fn mail_command(&self, message: &Message<impl AsFd>, sender: &[u8]) -> Vec<u8> {
         let mut line = [b"MAIL FROM:<".as_slice(), &quote::address(sender), b">"].concat();
         if let Some(scan) = message.scan() {
@@ -220,6 +223,9 @@ impl<S: Server> Session<S> {
             if self.extensions.eight_bit_mime && scan.eight_bit {
                 line.extend_from_slice(b" BODY=8BITMIME");
             }
+        }
+        if self.requires_tls {
+            line.extend_from_slice(b" REQUIRETLS");
         }
         line
     }
@@ -420,6 +426,26 @@ impl<S: Server> Session<S> {
     /// (RFC 3207 section 4.2); `note` is told with each success.
     pub fn secured(self, stream: S, note: Vec<u8>) -> Session<S> {
         Session { note, ..Session::new(self.ip, stream, self.timeout) }
+    }
+
+    /// Whether the server would hand on a demand for TLS.
+    pub fn offers_requiretls(&self) -> bool {
+        self.extensions.require_tls
+    }
+
+    /// From here on every message carries the demand, which is the caller's to have met.
+    pub fn require_tls(&mut self) {
+        self.requires_tls = true;
+        self.remark(b"REQUIRETLS");
+    }
+
+    /// Adds to what success is told with.
+    pub fn remark(&mut self, text: &[u8]) {
+        if text.is_empty() {
+            return;
+        }
+        self.note.extend_from_slice(if self.note.is_empty() { b"tls=none, " } else { b", " });
+        self.note.extend_from_slice(text);
     }
 
     /// Gives up without a word: in the middle of a handshake nothing can be said.

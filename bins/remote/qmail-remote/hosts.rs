@@ -48,6 +48,8 @@ pub struct Places {
     pub port: u16,
     /// The DNS proved that these names are the host's; a route's relay is the administrator's word.
     pub proved: bool,
+    /// Some exchangers could not be looked up now.
+    pub in_doubt: bool,
 }
 
 /// What the administrator's route says; whether it leads to ourselves is the administrator's business.
@@ -81,6 +83,7 @@ impl Places {
             names: vec![name],
             port: SMTP_PORT,
             proved: true,
+            in_doubt: false,
         }
     }
 }
@@ -119,6 +122,7 @@ impl Lookup {
                 names: vec![Name { name: whole(name), proved: answer.authentic }],
                 port: SMTP_PORT,
                 proved: true,
+                in_doubt: false,
             }),
             Err(Failure::NoSuchName) => Err(report::no_such_host(name)),
             Err(Failure::NoData) => Err(report::no_address()),
@@ -151,7 +155,10 @@ impl Lookup {
             }
         }
         match (found.is_empty(), in_doubt) {
-            (false, _) => Ok(Places { places: collect(found.into_iter()), names, port: SMTP_PORT, proved }),
+            (false, _) => {
+                let places = collect(found.into_iter());
+                Ok(Places { places, names, port: SMTP_PORT, proved, in_doubt })
+            }
             (true, true) => Err(report::dns_temporary()),
             (true, false) => Err(report::no_address()),
         }

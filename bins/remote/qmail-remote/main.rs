@@ -22,6 +22,7 @@ use qmail::program::{Args, Program, Voice};
 use qmail::tcpto;
 use qmail::trouble::Trouble;
 use remote::SMTP_PORT;
+use remote::demand::Kind;
 use remote::dialogue::{Outcome, Session, Wire};
 use remote::hosts::{self, Lookup};
 use remote::message::Message;
@@ -55,7 +56,8 @@ fn deliver(args: &[Vec<u8>]) -> Result<(), Report> {
     let settings = Settings::read(&home.control()).map_err(|why| report::no_controls(&why))?;
     let mut message = Message::open(fd::IN)?;
     let way = Way::of(&settings, host, sender)?;
-    let mut session = opened(host, &home, &settings, &way)?;
+    let kind = Kind::of(message.wish(), sender);
+    let mut session = opened(host, &home, &settings, &way, kind)?;
     let mut answers = Answers::default();
     let mut outcome = session.send(&mut message, sender, recipients, &mut |report| answers.add(report));
     while let Outcome::Report(report) = outcome {
@@ -67,6 +69,8 @@ fn deliver(args: &[Vec<u8>]) -> Result<(), Report> {
         // Who goes another way is not begun here.
         let Some(errand) = next.filter(|errand| way.is_for(&settings, host, &errand.sender)) else { break };
         outcome = match Message::open(&errand.message) {
+            // Nor who wants other things of a host than this one was looked at for.
+            Ok(message) if Kind::of(message.wish(), &errand.sender) != kind => break,
             Ok(mut message) => {
                 let (sender, recipients) = (&errand.sender, &errand.recipients);
                 session.send(&mut message, sender, recipients, &mut |report| answers.add(report))
@@ -79,7 +83,13 @@ fn deliver(args: &[Vec<u8>]) -> Result<(), Report> {
 }
 
 /// Finds the host's addresses, and a session with the first that is what it must be.
-fn opened(host: &[u8], home: &Home, settings: &Settings, way: &Way) -> Result<Session<Wire>, Report> {
+fn opened(
+    host: &[u8],
+    home: &Home,
+    settings: &Settings,
+    way: &Way,
+    kind: Kind,
+) -> Result<Session<Wire>, Report> {
     // Everything that needs a file, before the jail closes. (A table that cannot be opened is no loss.)
     let own = if way.route.is_some() { Vec::new() } else { hosts::own_addresses()? };
     let lookup = Lookup::begin();
@@ -92,7 +102,7 @@ fn opened(host: &[u8], home: &Home, settings: &Settings, way: &Way) -> Result<Se
         Some(route) => hosts::of_route(route, &lookup)?,
         None => hosts::of_host(host, &lookup, &own)?,
     };
-    Opening { host, way, settings, lookup: &lookup, table: table.as_ref(), closed: false.into() }
+    Opening { host, way, kind, settings, lookup: &lookup, table: table.as_ref(), closed: false.into() }
         .session(&found)
 }
 

@@ -6,6 +6,7 @@ use nix::errno::Errno;
 use nix::sys::stat::fstat;
 use nix::unistd::{Whence, lseek};
 use qmail::fd;
+use qmail::requiretls::{Look, Wish};
 use qmail::smtp::body::Scan;
 use std::os::fd::AsFd;
 
@@ -19,8 +20,11 @@ const CHUNK_MIN: usize = 4096;
 #[derive(Debug)]
 pub struct Message<F> {
     file: F,
+    wish: Wish,
     /// None when it is a pipe, which can be read once only.
     seen: Option<Seen>,
+    /// What had to be read of a pipe to know its header.
+    begun: Vec<u8>,
 }
 
 #[derive(Debug)]
@@ -36,12 +40,13 @@ impl<F: AsFd> Message<F> {
     pub fn open(file: F) -> Result<Message<F>, Report> {
         let start = match lseek(&file, 0, Whence::SeekCur) {
             Ok(start) => start,
-            Err(Errno::ESPIPE) => return Ok(Message { file, seen: None }),
+            Err(Errno::ESPIPE) => return Message::of_pipe(file),
             Err(_) => return Err(report::no_message()),
         };
-        let (mut scan, mut whole) = (Scan::new(), Some(Vec::new()));
+        let (mut scan, mut look, mut whole) = (Scan::new(), Look::default(), Some(Vec::new()));
         read_pieces(&file, |piece| {
             scan.put(piece);
+            look.put(piece);
             whole = whole.take().filter(|kept| kept.len() + piece.len() <= CHUNK).map(|mut kept| {
                 kept.extend_from_slice(piece);
                 kept
@@ -51,7 +56,27 @@ impl<F: AsFd> Message<F> {
         if !scan.ends_whole() {
             return Err(report::partial_line());
         }
-        Ok(Message { file, seen: Some(Seen { start, scan, whole }) })
+        Ok(Message { file, wish: look.wish(), seen: Some(Seen { start, scan, whole }), begun: Vec::new() })
+    }
+
+    /// Of a pipe the header is read before anything is offered: it may say that it must not be.
+    fn of_pipe(file: F) -> Result<Message<F>, Report> {
+        let (mut look, mut begun, mut piece) = (Look::default(), Vec::new(), vec![0; CHUNK_MIN]);
+        while !look.is_over() {
+            let n = fd::read(&file, &mut piece).map_err(|_| report::no_message())?;
+            if n == 0 {
+                break;
+            }
+            let piece = piece.get(..n).unwrap_or_default();
+            look.put(piece);
+            begun.extend_from_slice(piece);
+        }
+        Ok(Message { file, wish: look.wish(), seen: None, begun })
+    }
+
+    /// What its header asks for.
+    pub fn wish(&self) -> Wish {
+        self.wish
     }
 
     /// What is known of it beforehand.
@@ -63,6 +88,9 @@ impl<F: AsFd> Message<F> {
     pub fn read(&mut self, mut take: impl FnMut(&[u8]) -> Result<(), Report>) -> Result<(), Report> {
         if let Some(Seen { whole: Some(whole), .. }) = &self.seen {
             return if whole.is_empty() { Ok(()) } else { take(whole) };
+        }
+        if !self.begun.is_empty() {
+            take(&std::mem::take(&mut self.begun))?;
         }
         if let Some(seen) = &self.seen {
             lseek(&self.file, seen.start, Whence::SeekSet).map_err(|_| report::no_message())?;

@@ -2,12 +2,13 @@
 //!
 //! A host that does not prove who it must be is passed over for the next one, as one that does not answer
 //! (RFC 7672 section 2.1, RFC 8461 section 5). Where nothing is demanded, and TLS fails, the same host is asked
-//! once more without (RFC 7435).
+//! once more without (RFC 7435). A message may demand more, or ask for less (RFC 8689): then there is a second look at
+//! the hosts, less strict, where the first has found none.
 #![forbid(unsafe_code)]
 
 use crate::connect;
 use crate::dane::{self, Dane};
-use crate::demand::{Demand, Host, Level, Refusal, Rule};
+use crate::demand::{Demand, Host, Kind, Level, Pass, Refusal, Rule, Verify};
 use crate::dialogue::{Session, Wire};
 use crate::hosts::{Lookup, Name, Place, Places};
 use crate::login::{self, Credentials};
@@ -128,6 +129,8 @@ impl Way {
 pub struct Opening<'a> {
     pub host: &'a [u8],
     pub way: &'a Way,
+    /// Of the message. The session is for others of its kind only.
+    pub kind: Kind,
     pub settings: &'a Settings,
     pub lookup: &'a Lookup,
     pub table: Option<&'a tcpto::File>,
@@ -140,8 +143,16 @@ enum Attempt {
     Ready(Box<(Session<Wire>, Option<Facts>)>),
     /// It is not to be used now; another one may be.
     Next(Report),
-    /// TLS failed and is not demanded.
-    Plain,
+    /// TLS failed, and may be tried with a lesser demand; None: is not demanded.
+    Lesser(Option<Demand>),
+}
+
+/// Why there is no session yet.
+enum Missing {
+    /// No host was what it must be: the first reason.
+    PassedOver(Report),
+    /// Nothing else is to be tried.
+    Ended(Report),
 }
 
 impl Opening<'_> {
@@ -149,36 +160,73 @@ impl Opening<'_> {
     /// nothing else can be reached.
     pub fn session(&self, found: &Places) -> Result<Session<Wire>, Report> {
         let client = tls::Client::find();
-        let policy = self.policy(client)?;
+        let policy = match self.policy(client) {
+            Err(_) if self.kind == Kind::Optional => Answer::Nothing,
+            policy => policy?,
+        };
         let mut known: Vec<Option<Dane>> = vec![None; found.names.len()];
-        let mut passed_over = None;
+        let mut latest = report::no_connection();
+        for pass in self.kind.passes() {
+            // Without a policy of the domain's there is nothing to be lax about.
+            if *pass == Pass::Lax && self.way.rule.level != Level::Auto {
+                break;
+            }
+            match self.search(*pass, found, client, &policy, &mut known) {
+                Ok(session) => return Ok(session),
+                Err(Missing::Ended(report)) => return Err(report),
+                Err(Missing::PassedOver(report)) => latest = report,
+            }
+        }
+        Err(latest)
+    }
+
+    fn search(
+        &self,
+        pass: Pass,
+        found: &Places,
+        client: Option<tls::Client>,
+        policy: &Answer,
+        known: &mut [Option<Dane>],
+    ) -> Result<Session<Wire>, Missing> {
+        let mut passed_over = Vec::new();
+        let mut unreachable = found.in_doubt;
         for place in &found.places {
             let name = found.names.get(place.name).cloned().unwrap_or_default();
             let dane = known.get_mut(place.name).map_or(Dane::Nothing, |dane| {
-                dane.get_or_insert_with(|| self.dane(found, &name, client)).clone()
+                dane.get_or_insert_with(|| self.dane(pass, found, &name, client)).clone()
             });
-            let demand = match self.demand(found, &name, dane, &policy) {
+            let demand = match self.demand(pass, found, &name, dane, policy) {
                 Ok(demand) => demand,
                 Err(report) => {
-                    passed_over = passed_over.or(Some(report));
+                    passed_over.push(report);
                     continue;
                 }
             };
             if client.is_none() && demand.as_ref().is_some_and(|demand| demand.required) {
-                return Err(report::no_tls_here());
+                passed_over.push(report::no_tls_here());
+                continue;
             }
-            match self.place(place, found.port, client, demand.as_ref())? {
-                Some(Attempt::Ready(opened)) => return self.ready(*opened),
-                Some(Attempt::Next(report)) => passed_over = passed_over.or(Some(report)),
-                Some(Attempt::Plain) | None => {}
+            match self.place(pass, place, found.port, client, demand).map_err(Missing::Ended)? {
+                Some(Attempt::Ready(opened)) => return self.ready(*opened).map_err(Missing::Ended),
+                Some(Attempt::Next(report)) => passed_over.push(report),
+                Some(Attempt::Lesser(_)) => {}
+                None => unreachable = true,
             }
         }
-        Err(passed_over.unwrap_or_else(report::no_connection))
+        // "Never" is said only where each host has said it. Where no host was asked for anything, no other pass finds more.
+        let first = passed_over.iter().position(|report| !report.is_permanent());
+        match first.or((!unreachable && !passed_over.is_empty()).then_some(0)) {
+            Some(at) => Err(Missing::PassedOver(passed_over.swap_remove(at))),
+            None if passed_over.is_empty() => Err(Missing::Ended(report::no_connection())),
+            None => Err(Missing::PassedOver(report::no_connection())),
+        }
     }
 
     /// What the domain demands by MTA-STS. It is about the exchangers that the DNS names.
     fn policy(&self, client: Option<tls::Client>) -> Result<Answer, Report> {
-        let asked = self.way.route.is_none() && self.way.rule.level == Level::Auto && client.is_some();
+        let level = self.way.rule.level;
+        let matters = level == Level::Auto || self.kind.passes().contains(&Pass::Strict) && level != Level::Never;
+        let asked = self.way.route.is_none() && matters && client.is_some();
         let domain = self.host.strip_suffix(b".").unwrap_or(self.host);
         match policy::Client::find().filter(|_| asked && sts::is_domain(domain)) {
             Some(client) => client.ask(domain).map_err(|_| report::no_policy_known()),
@@ -186,10 +234,12 @@ impl Opening<'_> {
         }
     }
 
-    /// What the host's zone demands: only where the DNS proved that the host is the right one.
-    fn dane(&self, found: &Places, name: &Name, client: Option<tls::Client>) -> Dane {
-        let asked = matches!(self.way.rule.level, Level::Auto | Level::Dane) && client.is_some();
-        if !asked || !found.proved || route::literal(&name.name).is_some() {
+    /// What the host's zone demands. rfc7672:2.2.1 a host whose zone is signed is asked for its own certificate also where
+    /// the domain's is not: against who can only stand between that helps, and it costs the others no question.
+    fn dane(&self, pass: Pass, found: &Places, name: &Name, client: Option<tls::Client>) -> Dane {
+        let level = pass.level(self.way.rule.level);
+        let asked = matches!(level, Some(Level::Auto | Level::Dane)) && client.is_some();
+        if !asked || !(found.proved || name.proved) || route::literal(&name.name).is_some() {
             return Dane::Nothing;
         }
         dane::of(self.lookup, &name.name, found.port, name.proved)
@@ -197,6 +247,7 @@ impl Opening<'_> {
 
     fn demand(
         &self,
+        pass: Pass,
         found: &Places,
         name: &Name,
         dane: Dane,
@@ -210,10 +261,12 @@ impl Opening<'_> {
             dane,
             sts,
         };
-        let demand = Demand::of(&self.way.rule, host).map_err(|refusal| match refusal {
+        let demand = Demand::of(&self.way.rule, pass, host).map_err(|refusal| match refusal {
             Refusal::DaneUnknown => report::dane_unknown(&name.name),
             Refusal::DaneMissing => report::dane_missing(&name.name),
             Refusal::NotInPolicy => report::not_in_policy(&name.name),
+            Refusal::NotNamed => report::requiretls_not_named(&name.name),
+            Refusal::NoTls => report::requiretls_denied(&name.name),
         })?;
         let wrapped = found.port == WRAPPED_PORT;
         Ok(demand.map(|demand| Demand { required: demand.required || wrapped, ..demand }))
@@ -222,11 +275,13 @@ impl Opening<'_> {
     /// Connects to one place and makes it ready; None when it takes no connection. What ends the search is an error.
     fn place(
         &self,
+        pass: Pass,
         place: &Place,
         port: u16,
         client: Option<tls::Client>,
-        demand: Option<&Demand>,
+        demand: Option<Demand>,
     ) -> Result<Option<Attempt>, Report> {
+        let mut remark = demand.as_ref().map_or_else(Vec::new, Demand::without_tls);
         let mut secure = client.zip(demand);
         loop {
             let patience = self.settings.timeout_connect;
@@ -235,8 +290,19 @@ impl Opening<'_> {
             if secure.is_none() {
                 self.close()?;
             }
-            match self.attempt(place.ip, wire, port == WRAPPED_PORT, secure)? {
-                Attempt::Plain if secure.is_some() => secure = None,
+            match self.attempt(pass, place.ip, wire, port == WRAPPED_PORT, secure.as_ref())? {
+                Attempt::Lesser(lesser) if secure.is_some() => {
+                    secure = client.zip(lesser);
+                    if let Some((_, demand)) = &secure {
+                        remark.clone_from(&demand.remark);
+                    }
+                }
+                Attempt::Ready(mut opened) => {
+                    if opened.1.is_none() {
+                        opened.0.remark(&remark);
+                    }
+                    return Ok(Some(Attempt::Ready(opened)));
+                }
                 attempt => return Ok(Some(attempt)),
             }
         }
@@ -244,11 +310,13 @@ impl Opening<'_> {
 
     fn attempt(
         &self,
+        pass: Pass,
         ip: IpAddr,
         wire: Wire,
         wrapped: bool,
-        secure: Option<(tls::Client, &Demand)>,
+        secure: Option<&(tls::Client, Demand)>,
     ) -> Result<Attempt, Report> {
+        let strict = pass == Pass::Strict;
         let mut session = Session::new(ip, wire, self.settings.timeout_remote);
         let Some((client, demand)) = secure else {
             session.greet()?;
@@ -258,10 +326,14 @@ impl Opening<'_> {
         if !wrapped {
             session.greet()?;
             session.hello(&self.settings.helohost)?;
-            let begun = session.offers_tls() && session.start_tls()?;
+            let offered = session.offers_tls();
+            let begun = offered && session.start_tls()?;
             if !begun && demand.required {
                 session.quit();
-                return Ok(Attempt::Next(report::tls_not_offered(ip)));
+                return Ok(Attempt::Next(match strict && !offered {
+                    true => report::requiretls_without_tls(ip),
+                    false => report::tls_not_offered(ip),
+                }));
             }
             if !begun {
                 return Ok(Attempt::Ready(Box::new((session, None))));
@@ -271,21 +343,33 @@ impl Opening<'_> {
         session.abandon();
         let failed = match outcome {
             Ok(Outcome::Encrypted(clear, facts))
-                if facts.verified || demand.verify == crate::demand::Verify::Nothing =>
+                if facts.verified || demand.verify == Verify::Nothing && !strict =>
             {
                 let mut session = session.secured(Rc::new(clear), note(demand, &facts));
                 if wrapped {
                     session.greet()?;
                 }
                 session.hello(&self.settings.helohost)?;
+                // rfc8689:4.2.1 step 5; rfc8689:5 a bounce goes on without.
+                if strict && session.offers_requiretls() {
+                    session.require_tls();
+                } else if strict && self.kind != Kind::Bounce {
+                    session.quit();
+                    return Ok(Attempt::Next(report::requiretls_not_offered(ip)));
+                }
                 return Ok(Attempt::Ready(Box::new((session, Some(facts)))));
             }
-            Ok(Outcome::Encrypted(..)) => report::tls_refused(ip, b"nothing was verified"),
-            Ok(Outcome::Refused(why)) => report::tls_refused(ip, &why),
-            Ok(Outcome::Failed(why)) => report::tls_failed(ip, &why),
-            Ok(Outcome::NoClient) | Err(_) => report::tls_failed(ip, b"tlsclient gave no verdict"),
+            Ok(Outcome::Encrypted(..)) => (true, b"nothing was verified".to_vec()),
+            Ok(Outcome::Refused(why)) => (true, why),
+            Ok(Outcome::Failed(why)) => (false, why),
+            Ok(Outcome::NoClient) | Err(_) => (false, b"tlsclient gave no verdict".to_vec()),
         };
-        Ok(if demand.required { Attempt::Next(failed) } else { Attempt::Plain })
+        Ok(match failed {
+            (_, why) if !demand.required => Attempt::Lesser(demand.lesser(&why)),
+            (true, why) if strict => Attempt::Next(report::requiretls_not_proved(ip, &why)),
+            (true, why) => Attempt::Next(report::tls_refused(ip, &why)),
+            (false, why) => Attempt::Next(report::tls_failed(ip, &why)),
+        })
     }
 
     /// From here on there is this connection and no other.
@@ -317,9 +401,14 @@ impl Opening<'_> {
 fn note(demand: &Demand, facts: &Facts) -> Vec<u8> {
     let mut note =
         [b"tls=", facts.protocol.as_slice(), b" ", &facts.cipher, b" ", demand.word().as_bytes()].concat();
-    if let Some(why) = demand.testing {
-        note.extend_from_slice(b", MTA-STS in testing: ");
-        note.extend_from_slice(why.as_bytes());
+    // rfc7672:2.2.1 this is not to be taken for a proof that the domain was reached.
+    if let Some(name) = &demand.found {
+        note.extend_from_slice(b"-host ");
+        note.extend(name.iter().map(|b| if b.is_ascii_graphic() { *b } else { b'?' }));
+    }
+    if !demand.remark.is_empty() {
+        note.extend_from_slice(b", ");
+        note.extend_from_slice(&demand.remark);
     }
     note
 }

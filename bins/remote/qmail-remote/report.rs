@@ -62,6 +62,13 @@ fn refusal(reply: &Reply) -> u8 {
     if reply.is_permanent() { b'D' } else { b'Z' }
 }
 
+impl Report {
+    /// Whether it says "never".
+    pub fn is_permanent(&self) -> bool {
+        self.letter == b'D'
+    }
+}
+
 /// A name as it may stand in a report.
 fn shown(name: &[u8]) -> Vec<u8> {
     name.iter().map(|b| if (33..=126).contains(b) { *b } else { b'?' }).collect()
@@ -231,6 +238,31 @@ pub fn not_in_policy(host: &[u8]) -> Report {
 
 pub fn no_policy_known() -> Report {
     Report::line(b'Z', "Unable to ask mta-sts what this domain demands. (#4.7.5)")
+}
+
+/// rfc8689:4.2.1 the message may not go there: a failure for good, so that its sender hears of it now.
+pub fn requiretls_not_offered(ip: IpAddr) -> Report {
+    Report::line(b'D', format!("The message demands REQUIRETLS, and {ip} does not offer it. (#5.7.30)"))
+}
+
+pub fn requiretls_not_named(host: &[u8]) -> Report {
+    requiretls(&[b"neither DNSSEC nor MTA-STS says that ", &shown(host), b" is to have it. (#5.7.30)"])
+}
+
+pub fn requiretls_without_tls(ip: IpAddr) -> Report {
+    requiretls(&[ip.to_string().as_bytes(), b" offers no TLS. (#5.7.10)"])
+}
+
+pub fn requiretls_not_proved(ip: IpAddr, why: &[u8]) -> Report {
+    requiretls(&[ip.to_string().as_bytes(), b" is not proved to be the host that it should be. (#5.7.10)"]).because(why)
+}
+
+pub fn requiretls_denied(host: &[u8]) -> Report {
+    requiretls(&[b"control/tlsroutes has no TLS for ", &shown(host), b". (#5.7.10)"])
+}
+
+fn requiretls(why: &[&[u8]]) -> Report {
+    Report::line(b'D', [b"The message demands REQUIRETLS, and ".as_slice(), &why.concat()].concat())
 }
 
 fn about(host: &[u8], text: &str) -> Report {

@@ -54,6 +54,9 @@ impl<I: Source, O: Sink, Q: Queue, A: Around> Session<'_, I, O, Q, A> {
         if self.offers_tls() {
             words.push(b"STARTTLS".to_vec());
         }
+        if self.standing.facts.is_tls() {
+            words.push(b"REQUIRETLS".to_vec());
+        }
         let mechanisms = self.mechanisms();
         if !mechanisms.is_empty() {
             let names = mechanisms.iter().rev().map(|mechanism| mechanism.name());

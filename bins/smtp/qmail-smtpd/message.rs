@@ -32,7 +32,7 @@ pub struct Incoming<'a, M> {
 }
 
 impl<'a, M: Message> Incoming<'a, M> {
-    /// Begins with the Received line, which counts neither as hop nor as size.
+    /// Begins with the Received line, and what goes with it, which counts neither as hop nor as size.
     pub fn begin(
         config: &'a Config,
         mut submission: M,

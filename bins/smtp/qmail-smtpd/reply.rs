@@ -29,6 +29,9 @@ pub const MAIL_FIRST: Reply = Reply::refusal(503, "5.5.1", "MAIL first");
 pub const RCPT_FIRST: Reply = Reply::refusal(503, "5.5.1", "RCPT first");
 pub const BAD_ADDRESS: Reply = Reply::refusal(555, "5.5.4", "syntax error");
 pub const BAD_SIZE: Reply = Reply::refusal(501, "5.5.4", "syntax error in SIZE");
+pub const BAD_REQUIRETLS: Reply = Reply::refusal(501, "5.5.4", "syntax error in REQUIRETLS");
+/// rfc8689:2 The parameter is for sessions under TLS; the status is "encryption needed" (RFC 5248).
+pub const REQUIRETLS_WITHOUT_TLS: Reply = Reply::refusal(530, "5.7.10", "REQUIRETLS needs TLS first");
 pub const BAD_SENDER: Reply =
     Reply::refusal(553, "5.7.1", "sorry, your envelope sender is in my badmailfrom list");
 pub const NOT_MY_DOMAIN: Reply =

@@ -13,7 +13,7 @@ use qmail::received::Peer;
 use qmail::smtp::command::{self, Command, Path, Verb};
 use qmail::timed::{Deadline, Line, Reader, Sink, Source, Writer};
 use qmail::trouble::Trouble;
-use qmail::{date, envelope, ipme, sasl};
+use qmail::{date, envelope, ipme, requiretls, sasl};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -109,6 +109,8 @@ struct Transaction {
     /// Each followed by a NUL, in one piece: a thousand small allocations would cost twice the memory.
     recipients: Vec<u8>,
     count: usize,
+    /// The client demands TLS all the way (RFC 8689).
+    requires_tls: bool,
 }
 
 impl Transaction {
@@ -291,14 +293,24 @@ impl<'a, I: Source, O: Sink, Q: Queue, A: Around> Session<'a, I, O, Q, A> {
             Ok(Some(size)) if self.config.is_too_big(size) => return Ok(reply::TOO_BIG),
             Ok(_) => {}
         }
+        let requires_tls = match command::requires_tls(path.parameters) {
+            Err(command::Malformed) => return Ok(reply::BAD_REQUIRETLS),
+            Ok(true) if !self.standing.facts.is_tls() => return Ok(reply::REQUIRETLS_WITHOUT_TLS),
+            Ok(required) => required,
+        };
         if let (Some(submission), Some(user)) = (&self.config.access.submission, &self.standing.user)
             && !submission.may_write_as(user, &path.address)
         {
             return Ok(reply::NOT_YOUR_ADDRESS);
         }
         let unwelcome = self.config.is_bad_sender(&path.address);
-        self.transaction =
-            Some(Transaction { sender: path.address, unwelcome, recipients: Vec::new(), count: 0 });
+        self.transaction = Some(Transaction {
+            sender: path.address,
+            unwelcome,
+            recipients: Vec::new(),
+            count: 0,
+            requires_tls,
+        });
         Ok(reply::OK_SENDER)
     }
 
@@ -351,7 +363,10 @@ impl<'a, I: Source, O: Sink, Q: Queue, A: Around> Session<'a, I, O, Q, A> {
             Err(Outcome::Queued { .. }) => return Ok(reply::NO_QUEUE),
         };
         self.say(&reply::GO_AHEAD)?;
-        let received = self.peer.line(self.helo.as_deref(), self.standing.protocol(), date::now());
+        let mut received = self.peer.line(self.helo.as_deref(), self.standing.protocol(), date::now());
+        if transaction.requires_tls {
+            received.extend_from_slice(requiretls::FIELD);
+        }
         let mut incoming = Incoming::begin(self.config, submission, &received, completion);
         incoming.read(&mut self.connection)?;
         Ok(incoming.finish(&transaction.sender, transaction.recipients(), self.warn))

@@ -7,6 +7,7 @@ use qmail::address::{self, Completion};
 use qmail::date;
 use qmail::queue::bounce::{Kind, Names, paragraph};
 use qmail::quote;
+use qmail::requiretls;
 
 fuzz_target!(|input: (u64, &[u8], &[u8])| {
     let (now, address, report) = input;
@@ -23,21 +24,25 @@ fuzz_target!(|input: (u64, &[u8], &[u8])| {
         doublebouncehost: address.to_vec(),
     };
     for sender in [address, b"", b"#@[]"] {
-        let Some(letter) = names.letter(sender, now) else {
+        let (Some(letter), Some(strict)) = (names.letter(sender, now, false), names.letter(sender, now, true)) else {
             assert_eq!(Kind::of(sender), Kind::Triple);
             continue;
         };
+        assert_eq!(strict.opening, [requiretls::FIELD, letter.opening.as_slice()].concat());
+        assert_eq!(strict.envelope, letter.envelope);
         assert_eq!(letter.envelope.recipients.len(), 1);
         let mut lines = letter.opening.split(|b| *b == b'\n');
         for start in [b"Date: ".as_slice(), b"From: ", b"To: ", b"Subject: failure notice", b"", b"Hi. "] {
             assert!(lines.next().is_some_and(|line| line.starts_with(start)));
         }
         assert!(letter.opening.ends_with(b"\n\n"));
-        let mut lines = letter.break_line.split(|b| *b == b'\n');
-        for start in [b"--- Below this line is ".as_slice(), b"", b"Return-Path: <", b""] {
-            assert!(lines.next().is_some_and(|line| line.starts_with(start)));
+        for text in [&letter.break_line, &strict.break_line] {
+            let mut lines = text.split(|b| *b == b'\n');
+            for start in [b"--- Below this line is ".as_slice(), b"", b"Return-Path: <", b""] {
+                assert!(lines.next().is_some_and(|line| line.starts_with(start)));
+            }
+            assert_eq!(lines.next(), None);
         }
-        assert_eq!(lines.next(), None);
     }
 
     // Any local part that a header can carry comes back.

@@ -3,6 +3,7 @@
 
 use fuzz::fuzz_target;
 use qmail::header::{self, Header, Reader, Wrong};
+use qmail::requiretls::{HEADER_MAX, Look, Wish};
 
 fn read(message: &[u8], piece: usize) -> Result<(Header, Vec<u8>), Wrong> {
     let mut reader = Reader::new();
@@ -17,8 +18,28 @@ fn read(message: &[u8], piece: usize) -> Result<(Header, Vec<u8>), Wrong> {
     Ok((reader.finish(), body))
 }
 
+fn look(message: &[u8], piece: usize) -> Look {
+    let mut look = Look::default();
+    message.chunks(piece).for_each(|part| look.put(part));
+    look
+}
+
+/// What a message demands, and where its header ends, are the same in any pieces; nothing of a body demands anything.
+fn demands(message: &[u8], piece: usize) {
+    let (whole, pieces) = (look(message, usize::MAX), look(message, piece));
+    assert_eq!((whole.wish(), whole.header()), (pieces.wish(), pieces.header()));
+    assert!(whole.header() <= HEADER_MAX && whole.header() <= message.len() as u64);
+    let head = &message[..whole.header() as usize];
+    assert!(head.is_empty() || head.ends_with(b"\n"));
+    assert_eq!(look(head, usize::MAX).wish(), whole.wish());
+    let has = |name: &[u8]| head.windows(name.len()).any(|w| w.eq_ignore_ascii_case(name));
+    assert!(whole.wish() != Wish::Required || has(b"Qmail-RequireTLS"));
+    assert!(whole.wish() != Wish::Optional || has(b"TLS-Required") && !has(b"Qmail-RequireTLS:"));
+}
+
 fuzz_target!(|input: &[u8]| {
     let Some((piece, message)) = input.split_first() else { return };
+    demands(message, usize::from(*piece).max(1));
     let whole = read(message, usize::MAX);
     let pieces = read(message, usize::from(*piece).max(1));
     let (Ok((header, body)), Ok(in_pieces)) = (&whole, &pieces) else {

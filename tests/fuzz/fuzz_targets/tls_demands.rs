@@ -4,7 +4,7 @@
 
 use fuzz::fuzz_target;
 use remote::dane::Dane;
-use remote::demand::{Demand, Host, Rule};
+use remote::demand::{Demand, Host, Pass, Rule};
 use remote::http;
 use remote::sts::{Answer, Kept, MAX_AGE_MAX, MX_MAX, Mode, POLICY_MAX, Policy, id, is_domain};
 use remote::tls::Verdict;
@@ -82,7 +82,7 @@ fuzz_target!(|bytes: &[u8]| {
             dane: Dane::Nothing,
             sts: &Answer::Nothing,
         };
-        if let Ok(Some(demand)) = Demand::of(&rule, host) {
+        if let Ok(Some(demand)) = Demand::of(&rule, Pass::Published, host) {
             let packet = demand.bytes();
             // Nothing in a value begins another one.
             let values = packet.strip_suffix(b"\0").map(|p| p.split(|b| *b == 0).count());

@@ -6,7 +6,7 @@
 
 use super::rewrite;
 use crate::envelope::Envelope;
-use crate::{date, quote};
+use crate::{date, quote, requiretls};
 
 /// The sender of a double bounce; a bounce to it is discarded.
 pub const DOUBLE_BOUNCE_SENDER: &[u8] = b"#@[]";
@@ -66,7 +66,7 @@ pub struct Names {
 }
 
 /// A bounce without the parts that are files: between `opening` and `break_line` stands `bounce/N`,
-/// behind `break_line` the message.
+/// behind `break_line` the message, or its header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Letter {
     pub envelope: Envelope,
@@ -75,8 +75,9 @@ pub struct Letter {
 }
 
 impl Names {
-    /// The letter about a message from `sender`; None for a triple bounce.
-    pub fn letter(&self, sender: &[u8], now: u64) -> Option<Letter> {
+    /// The letter about a message from `sender`; None for a triple bounce. rfc8689:5 if the message may not travel
+    /// without TLS (`requires_tls`), its bounce may not either, and what follows the letter is the header alone.
+    pub fn letter(&self, sender: &[u8], now: u64, requires_tls: bool) -> Option<Letter> {
         let (to, from, introduction, below): (Vec<u8>, &[u8], &str, &str) = match Kind::of(sender) {
             Kind::Triple => return None,
             Kind::Single { to } => (to, b"", SINGLE, "a copy of the message"),
@@ -86,8 +87,11 @@ impl Names {
             }
         };
         let me = [self.bouncefrom.as_slice(), b"@", &self.bouncehost].concat();
+        let (demand, below) =
+            if requires_tls { (requiretls::FIELD, format!("{below}'s header")) } else { (b"".as_slice(), below.into()) };
         let opening = [
-            b"Date: ".as_slice(),
+            demand,
+            b"Date: ",
             date::rfc822(now).as_bytes(),
             b"\nFrom: ",
             &one_line(quote::address(&me)),
@@ -160,7 +164,7 @@ mod tests {
 
     #[test]
     fn a_bounce_goes_to_the_sender_from_nobody() {
-        let letter = names().letter(b"joe doe@x.example", 0).unwrap();
+        let letter = names().letter(b"joe doe@x.example", 0, false).unwrap();
         assert_eq!(letter.envelope, Envelope::new(*b"", vec![b"joe doe@x.example".to_vec()]));
         let opening = b"Date: 1 Jan 1970 00:00:00 -0000\nFrom: MAILER-DAEMON@me.example\n\
             To: \"joe doe\"@x.example\nSubject: failure notice\n\n\
@@ -175,8 +179,20 @@ mod tests {
     }
 
     #[test]
+    fn a_bounce_of_what_demands_tls_demands_it_and_shows_the_header_only() {
+        let (plain, strict) = (names().letter(b"s@h", 0, false).unwrap(), names().letter(b"s@h", 0, true).unwrap());
+        assert_eq!(strict.opening, [requiretls::FIELD, plain.opening.as_slice()].concat());
+        assert_eq!(
+            strict.break_line,
+            b"--- Below this line is a copy of the message's header.\n\nReturn-Path: <s@h>\n"
+        );
+        let double = names().letter(b"", 0, true).unwrap();
+        assert!(double.break_line.starts_with(b"--- Below this line is the original bounce's header.\n"));
+    }
+
+    #[test]
     fn a_double_bounce_goes_to_the_administrator() {
-        let letter = names().letter(b"", 0).unwrap();
+        let letter = names().letter(b"", 0, false).unwrap();
         assert_eq!(letter.envelope, Envelope::new(*b"#@[]", vec![b"postmaster@admin.example".to_vec()]));
         assert_eq!(letter.break_line, b"--- Below this line is the original bounce.\n\nReturn-Path: <>\n");
         assert!(String::from_utf8_lossy(&letter.opening).contains("the bounce bounced"));
@@ -184,13 +200,13 @@ mod tests {
 
     #[test]
     fn a_triple_bounce_goes_nowhere_and_verp_senders_lose_their_marker() {
-        assert_eq!(names().letter(b"#@[]", 0), None);
-        assert_eq!(names().letter(b"l-@h-@[]", 0).unwrap().envelope.recipients, [b"l-@h".to_vec()]);
+        assert_eq!(names().letter(b"#@[]", 0, false), None);
+        assert_eq!(names().letter(b"l-@h-@[]", 0, false).unwrap().envelope.recipients, [b"l-@h".to_vec()]);
     }
 
     #[test]
     fn a_line_feed_in_a_sender_cannot_add_a_header_field() {
-        let letter = names().letter(b"a\nBcc: x@y", 0).unwrap();
+        let letter = names().letter(b"a\nBcc: x@y", 0, false).unwrap();
         assert!(!letter.opening.windows(5).any(|w| w == b"\nBcc:"));
         assert!(!letter.break_line.windows(5).any(|w| w == b"\nBcc:"));
     }

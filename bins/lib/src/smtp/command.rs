@@ -145,6 +145,18 @@ pub fn declared_size(parameters: &[u8]) -> Result<Option<u64>, Malformed> {
     Ok(size)
 }
 
+/// Whether REQUIRETLS is there, which has no value (rfc8689:2).
+pub fn requires_tls(parameters: &[u8]) -> Result<bool, Malformed> {
+    let mut required = false;
+    for word in parameters.split(|b| matches!(b, b' ' | b'\t')) {
+        let (name, value) = word.split_at(memchr(b'=', word).unwrap_or(word.len()));
+        if name.eq_ignore_ascii_case(b"REQUIRETLS") {
+            required = value.is_empty().then_some(true).ok_or(Malformed)?;
+        }
+    }
+    Ok(required)
+}
+
 /// The IP address that a domain of the form `[192.0.2.1]` or `[IPv6:2001:db8::1]` names (RFC 5321 section
 /// 4.1.3; the tag may be missing).
 pub fn literal(domain: &[u8]) -> Option<IpAddr> {
@@ -247,6 +259,18 @@ mod tests {
         assert_eq!(declared_size(b" SIZES=x"), Ok(None));
         for bad in [b" SIZE".as_slice(), b" SIZE=", b" SIZE=1a", b" SIZE=-1", b" SIZE=18446744073709551616"] {
             assert_eq!(declared_size(bad), Err(Malformed));
+        }
+    }
+
+    #[test]
+    fn requiretls_is_a_word_without_a_value() {
+        assert_eq!(requires_tls(b" SIZE=10 requiretls BODY=8BITMIME"), Ok(true));
+        assert_eq!(requires_tls(b"REQUIRETLS REQUIRETLS"), Ok(true));
+        for none in [b"".as_slice(), b" SIZE=10", b" XREQUIRETLS", b" X=REQUIRETLS"] {
+            assert_eq!(requires_tls(none), Ok(false));
+        }
+        for bad in [b" REQUIRETLS=".as_slice(), b" RequireTLS=yes", b" REQUIRETLS REQUIRETLS=1"] {
+            assert_eq!(requires_tls(bad), Err(Malformed));
         }
     }
 
