@@ -3,6 +3,7 @@ goes over a connection that is kept, and what a bounce says. Numbers of sections
 
 import contextlib
 import os
+import smtplib
 import socket
 import threading
 import unittest
@@ -13,6 +14,7 @@ from tests.harness import TIMEOUT, Home, Line, dialogue
 from tests.test_kept import Spawner
 from tests.test_remote_tls import Case as Base
 from tests.test_remote_tls import Policies
+from tests.tlsfront import Front
 from tests.tlsrig import Web, digest, page, server_context
 
 load_tests = namespace.together
@@ -177,7 +179,7 @@ class Received(unittest.TestCase):
 
     def setUp(self):
         if namespace.here():
-            self.home.write("show", "#!/bin/sh\nexec cat >\"$QMAIL_HOME/seen\"\n", 0o755)
+            self.home.write("show", "#!/bin/sh\ncat >\"$QMAIL_HOME/seen\"\ncat <&1 >/dev/null\n", 0o755)
             self.seen = self.home.file("seen")
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.seen)
@@ -219,6 +221,19 @@ class Received(unittest.TestCase):
     def test_without_tls_it_is_neither_offered_nor_taken(self):
         self.talk("C: EHLO c.test\n" + self.OUTSIDE + "C: MAIL FROM:<s@x.test> REQUIRETLS\n"
                   "S: 530 5.7.10 REQUIRETLS needs TLS first (#5.7.10)\nC: RCPT TO:<r@x.test>\nS: 503 5.5.1 ...\n")
+
+    @namespace.alone
+    def test_starttls_brings_it(self):
+        env = {**self.home.env, "QMAILQUEUE": self.home.file("show"), "RELAYCLIENT": ""}
+        with Front(["qmail-smtpd"], env) as front, smtplib.SMTP("127.0.0.1", front.port, "c.test", TIMEOUT) as client:
+            client.ehlo()
+            self.assertNotIn("requiretls", client.esmtp_features)
+            self.assertEqual(client.mail("s@x.test", ["REQUIRETLS"])[0], 530)
+            client.starttls(context=front.client_context())
+            client.ehlo()
+            self.assertEqual(client.esmtp_features["requiretls"], "")
+            self.assertEqual(client.sendmail("s@x.test", ["r@x.test"], "A: b\r\n\r\nbody\r\n", ["requiretls"]), {})
+        self.assertRegex(self.queued(), rb"^Received: [^\n]+\n  by [^\n]+ with ESMTPS; [^\n]+\n" + FIELD + rb"A: b\n\nbody\n$")
 
     @namespace.alone
     def test_it_has_no_value(self):
@@ -533,13 +548,13 @@ class Kept(Case):
         said = []
         env = {**self.env(), "QMAILBURST": "1"}
         spawners.forget(self.home)
+        names = [spawners.put_message(self.home, 460 + number, message) for number, (message, _) in enumerate(messages)]
         line = Line.start(["tlsclient", "qmail-rspawn"], {**self.home.env, **env})
         spawner = Spawner.__new__(Spawner)
         spawner.line = line
         with line:
             spawner.limit = line.reader.read(1)
-            for number, (message, sender) in enumerate(messages):
-                name = spawners.put_message(self.home, 460 + number, message)
+            for name, (_, sender) in zip(names, messages):
                 said.append(spawner.one(name, "r@dest.test", sender))
             self.assertEqual(line.finish().code, 0)
         return said
@@ -649,22 +664,24 @@ class Unproved(Case):
 
 
 class Whole(Case):
-    """From one server to the next: qmail-smtpd, the queue, qmail-remote, tlsserver and qmail-smtpd."""
+    """From one server to the next: qmail-smtpd, the queue, qmail-local, the queue, qmail-remote."""
 
     @namespace.alone
-    def test_the_demand_reaches_the_second_server_and_the_log_says_so(self):
+    def test_the_demand_is_forwarded_with_the_message_and_the_log_says_so(self):
         self.home.control("smtproutes", "dest.test:mx.test:2525\n")
+        self.home.dotqmail(".qmail", "&r@dest.test\n")
         self.addCleanup(self.home.stop)
         with Server(self.good, port=2525) as server:
             self.home.start(env=self.env())
-            text = "EHLO c.test\r\nMAIL FROM:<s@test.example> REQUIRETLS\r\nRCPT TO:<r@dest.test>\r\nDATA\r\nA: b\r\n\r\nbody\r\n.\r\nQUIT\r\n"
+            text = "EHLO c.test\r\nMAIL FROM:<s@test.example> REQUIRETLS\r\nRCPT TO:<joe@test.example>\r\nDATA\r\nA: b\r\n\r\nbody\r\n.\r\nQUIT\r\n"
             done = self.home.run(["qmail-smtpd"], text.encode(), env={"TLS_PROTOCOL": "TLSv1.3", "RELAYCLIENT": ""})
             self.assertEqual(done.code, 0)
-            self.home.wait_log(r"^delivery 1: success: 127\.0\.0\.2_accepted_message\./Remote_host_said:_250_queued/"
+            self.home.wait_log(r"^delivery 2: success: 127\.0\.0\.2_accepted_message\./Remote_host_said:_250_queued/"
                                r"tls=TLSv1\.3_TLS\S*_pkix,_REQUIRETLS/")
             self.home.wait_empty()
         self.assertEqual(server.mails(), [["*MAIL FROM:<s@test.example> REQUIRETLS"]])
-        self.assertRegex(server.bodies[0], rb"^Received: \(qmail [^\n]+\nReceived: from [^\n]+\n  by [^\n]+\n" + FIELD + rb"A: b\n\nbody\n$")
+        self.assertRegex(server.bodies[0], rb"^Received: \(qmail [^\n]+\nDelivered-To: joe@test.example\nReceived: \(qmail [^\n]+\nReceived: from [^\n]+\n"
+                                           rb"  by [^\n]+\n" + FIELD + rb"A: b\n\nbody\n$")
 
 
 del Base, Policies

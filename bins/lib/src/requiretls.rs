@@ -166,7 +166,9 @@ mod tests {
     fn the_field_that_is_written_is_found() {
         let message = [b"Received: from x\n  by y\n".as_slice(), FIELD, b"Subject: z\n\nbody\n"].concat();
         assert_eq!(look(&message), (Wish::Required, message.len() as u64 - 6));
-        for name in ["Qmail-RequireTLS:", "QMAIL-REQUIRETLS: no", "qmail-requiretls : x", "Qmail-RequireTLS:\r"] {
+        for name in
+            ["Qmail-RequireTLS:", "QMAIL-REQUIRETLS: no", "qmail-requiretls : x", "Qmail-RequireTLS:\r"]
+        {
             assert_eq!(wish(format!("A: b\n{name}\n\n").as_bytes()), Wish::Required, "{name}");
         }
     }
@@ -176,9 +178,16 @@ mod tests {
         for good in ["TLS-Required: No", "tls-required:no", "TLS-Required:\n NO", "TLS-Required: No \r"] {
             assert_eq!(wish(format!("A: b\n{good}\nC: d\n\n").as_bytes()), Wish::Optional, "{good}");
         }
-        for bad in ["TLS-Required: Yes", "TLS-Required:", "TLS-Required: No (x)", "TLS-Required: N\n o", "X-TLS-Required: No",
-            "TLS-Required: No\nTLS-Required: No", "TLS-Required: No\n x", "TLS-Required-: No"]
-        {
+        for bad in [
+            "TLS-Required: Yes",
+            "TLS-Required:",
+            "TLS-Required: No (x)",
+            "TLS-Required: N\n o",
+            "X-TLS-Required: No",
+            "TLS-Required: No\nTLS-Required: No",
+            "TLS-Required: No\n x",
+            "TLS-Required-: No",
+        ] {
             assert_eq!(wish(format!("A: b\n{bad}\nC: d\n\n").as_bytes()), Wish::Nothing, "{bad}");
         }
         let long = format!("TLS-Required: No{}x\n\n", " ".repeat(HELD_MAX - 20));
@@ -202,7 +211,11 @@ mod tests {
             ("", ": x\nQmail-RequireTLS: yes\n"),
             ("A: b\n c\n", "d e: f\nQmail-RequireTLS: yes\n"),
         ] {
-            assert_eq!(look(format!("{header}{body}").as_bytes()), (Wish::Nothing, header.len() as u64), "{body}");
+            assert_eq!(
+                look(format!("{header}{body}").as_bytes()),
+                (Wish::Nothing, header.len() as u64),
+                "{body}"
+            );
         }
         assert_eq!(wish(b"From joe today\n>From x\nTLS-Required: No\n\n"), Wish::Optional);
     }

@@ -255,7 +255,11 @@ impl Demand {
         // rfc8689:4.2.1 step 2: the DNS proves it, or a policy, which came from a proved web server, in whatever mode.
         let named = host.proved || strict && listed;
         if strict && !named {
-            return Err(if matches!(host.sts, Answer::Enforce(_)) { Refusal::NotInPolicy } else { Refusal::NotNamed });
+            return Err(if matches!(host.sts, Answer::Enforce(_)) {
+                Refusal::NotInPolicy
+            } else {
+                Refusal::NotNamed
+            });
         }
         let names = if rule.names.is_empty() { vec![host.name.to_vec()] } else { rule.names.clone() };
         let mut demand = Demand {
@@ -509,7 +513,10 @@ mod tests {
         assert_eq!((tried.verify, tried.sts), (Verify::Pkix, true));
         let then = tried.lesser(b"expired").unwrap();
         assert_eq!((then.verify, then.sts, then.required), (Verify::Nothing, false, false));
-        assert_eq!((then.remark.as_slice(), then.lesser(b"x")), (b"MTA-STS in testing: expired".as_slice(), None));
+        assert_eq!(
+            (then.remark.as_slice(), then.lesser(b"x")),
+            (b"MTA-STS in testing: expired".as_slice(), None)
+        );
         let marked = demand("auto", "mx.test", records(), &testing).unwrap().unwrap();
         assert_eq!((marked.verify, marked.required, marked.trial), (Verify::Dane, true, false));
     }
@@ -533,7 +540,11 @@ mod tests {
         let of = |dane| Demand::of(&rule("dane"), Pass::Published, proved(dane));
         assert_eq!(of(Dane::Nothing), Err(Refusal::DaneMissing));
         assert!(bytes(of(records())).0);
-        assert_eq!(demand("dane", "mx.test", records(), &nothing), Err(Refusal::DaneMissing), "the domain proves nothing");
+        assert_eq!(
+            demand("dane", "mx.test", records(), &nothing),
+            Err(Refusal::DaneMissing),
+            "the domain proves nothing"
+        );
         assert_eq!(
             bytes(demand("encrypt", "mx.test", Dane::Nothing, &nothing)),
             (true, "name=mx.test verify=none minimum=1.2 ".into())
@@ -587,7 +598,11 @@ mod tests {
         for level in ["auto", "may", "encrypt", "pkix", "auto minimum=1.3"] {
             let (required, said) = bytes(of(level, proved(Dane::Nothing)));
             assert!(required && said.starts_with("name=mx.test verify=pkix "), "{level}: {said}");
-            assert!(bytes(of(level, proved(Dane::Unusable { base: b"b.test".to_vec() }))).1.starts_with("name=mx.test verify=pkix "));
+            assert!(
+                bytes(of(level, proved(Dane::Unusable { base: b"b.test".to_vec() })))
+                    .1
+                    .starts_with("name=mx.test verify=pkix ")
+            );
             assert_eq!(of(level, host("mx.test", Dane::Nothing, &nothing)), Err(Refusal::NotNamed));
             for policy in [enforce(), testing.clone()] {
                 let (required, said) = bytes(of(level, host("mx.test", Dane::Nothing, &policy)));
@@ -604,7 +619,11 @@ mod tests {
         assert_eq!(of("none", proved(records())), Err(Refusal::NoTls));
         let print = "ab".repeat(32);
         assert!(bytes(of(&format!("fingerprint {print}"), proved(Dane::Nothing))).1.contains(" tlsa=3 0 1 "));
-        assert!(bytes(of("pkix name=a.test minimum=1.3", proved(Dane::Nothing))).1.starts_with("name=a.test verify=pkix minimum=1.3"));
+        assert!(
+            bytes(of("pkix name=a.test minimum=1.3", proved(Dane::Nothing)))
+                .1
+                .starts_with("name=a.test verify=pkix minimum=1.3")
+        );
     }
 
     #[test]
@@ -613,11 +632,13 @@ mod tests {
         let danes = [Dane::Nothing, Dane::Unknown, Dane::Unusable { base: b"b.test".to_vec() }, records()];
         for level in ["none", "may", "auto", "encrypt", "pkix", "dane"] {
             for (dane, sts, proved) in danes.iter().flat_map(|dane| {
-                [Answer::Nothing, enforce(), testing.clone()].into_iter().flat_map(move |sts| {
-                    [false, true].map(|proved| (dane.clone(), sts.clone(), proved))
-                })
+                [Answer::Nothing, enforce(), testing.clone()]
+                    .into_iter()
+                    .flat_map(move |sts| [false, true].map(|proved| (dane.clone(), sts.clone(), proved)))
             }) {
-                let of = |pass| Demand::of(&rule(level), pass, Host { proved, ..host("mx.test", dane.clone(), &sts) });
+                let of = |pass| {
+                    Demand::of(&rule(level), pass, Host { proved, ..host("mx.test", dane.clone(), &sts) })
+                };
                 match (of(Pass::Published), of(Pass::Strict)) {
                     (_, Err(_)) => {}
                     (Ok(usual), Ok(Some(strict))) => {
@@ -634,7 +655,8 @@ mod tests {
 
     #[test]
     fn a_message_that_wants_no_tls_is_stopped_by_the_administrator_alone() {
-        let of = |value: &str, dane| Demand::of(&rule(value), Pass::Lax, host("other.test", dane, &enforce()));
+        let of =
+            |value: &str, dane| Demand::of(&rule(value), Pass::Lax, host("other.test", dane, &enforce()));
         for dane in [Dane::Nothing, Dane::Unknown, records()] {
             let (required, said) = bytes(of("auto minimum=1.3", dane));
             assert_eq!((required, said.as_str()), (false, "name=other.test verify=none minimum=1.3 "));

@@ -225,7 +225,8 @@ impl Opening<'_> {
     /// What the domain demands by MTA-STS. It is about the exchangers that the DNS names.
     fn policy(&self, client: Option<tls::Client>) -> Result<Answer, Report> {
         let level = self.way.rule.level;
-        let matters = level == Level::Auto || self.kind.passes().contains(&Pass::Strict) && level != Level::Never;
+        let matters =
+            level == Level::Auto || self.kind.passes().contains(&Pass::Strict) && level != Level::Never;
         let asked = self.way.route.is_none() && matters && client.is_some();
         let domain = self.host.strip_suffix(b".").unwrap_or(self.host);
         match policy::Client::find().filter(|_| asked && sts::is_domain(domain)) {

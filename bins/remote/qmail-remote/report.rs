@@ -254,7 +254,8 @@ pub fn requiretls_without_tls(ip: IpAddr) -> Report {
 }
 
 pub fn requiretls_not_proved(ip: IpAddr, why: &[u8]) -> Report {
-    requiretls(&[ip.to_string().as_bytes(), b" is not proved to be the host that it should be. (#5.7.10)"]).because(why)
+    requiretls(&[ip.to_string().as_bytes(), b" is not proved to be the host that it should be. (#5.7.10)"])
+        .because(why)
 }
 
 pub fn requiretls_denied(host: &[u8]) -> Report {

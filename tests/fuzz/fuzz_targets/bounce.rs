@@ -24,7 +24,9 @@ fuzz_target!(|input: (u64, &[u8], &[u8])| {
         doublebouncehost: address.to_vec(),
     };
     for sender in [address, b"", b"#@[]"] {
-        let (Some(letter), Some(strict)) = (names.letter(sender, now, false), names.letter(sender, now, true)) else {
+        let (Some(letter), Some(strict)) =
+            (names.letter(sender, now, false), names.letter(sender, now, true))
+        else {
             assert_eq!(Kind::of(sender), Kind::Triple);
             continue;
         };

@@ -87,8 +87,11 @@ impl Names {
             }
         };
         let me = [self.bouncefrom.as_slice(), b"@", &self.bouncehost].concat();
-        let (demand, below) =
-            if requires_tls { (requiretls::FIELD, format!("{below}'s header")) } else { (b"".as_slice(), below.into()) };
+        let (demand, below) = if requires_tls {
+            (requiretls::FIELD, format!("{below}'s header"))
+        } else {
+            (b"".as_slice(), below.into())
+        };
         let opening = [
             demand,
             b"Date: ",
@@ -180,7 +183,8 @@ mod tests {
 
     #[test]
     fn a_bounce_of_what_demands_tls_demands_it_and_shows_the_header_only() {
-        let (plain, strict) = (names().letter(b"s@h", 0, false).unwrap(), names().letter(b"s@h", 0, true).unwrap());
+        let (plain, strict) =
+            (names().letter(b"s@h", 0, false).unwrap(), names().letter(b"s@h", 0, true).unwrap());
         assert_eq!(strict.opening, [requiretls::FIELD, plain.opening.as_slice()].concat());
         assert_eq!(
             strict.break_line,
