@@ -715,7 +715,8 @@ class Injected(unittest.TestCase):
                 user="qmailr", group="qmail", extra_groups=[], cwd="/",
                 env={**ENV, "DNSCACHEIP": f"127.0.0.1:{silent.getsockname()[1]}"})
             try:
-                [stays] = wait_for(lambda: self.children(asker.pid), "the child that stays")
+                [keeper] = wait_for(lambda: self.children(asker.pid), "the child that stays")
+                [stays] = wait_for(lambda: self.children(keeper), "its child, which hears questions")
                 self.closed(stays, LANDLOCK)
                 if ROWS[name][0] == LANDLOCK:
                     with Attacker(stays) as a:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -47,9 +48,15 @@ class Tls:
     def __enter__(self):
         return self
 
-    def server(self):
+    def keeper(self):
         """The pid of the child that stays."""
         pid, = [p for p in harness.family(self.daemon.pid) if harness.parent(p) == self.daemon.pid]
+        return pid
+
+    def server(self):
+        """And of its child, which takes connections."""
+        keeper = self.keeper()
+        pid, = wait_for(lambda: [p for p in harness.family(keeper) if harness.parent(p) == keeper], "the server")
         return pid
 
     def __exit__(self, *_):
@@ -511,6 +518,17 @@ class Lives(unittest.TestCase):
                     self.assertIn(b"-c\0", f.read())
                 server = tls.server()
             wait_for(lambda: not os.path.exists(f"/proc/{server}"), "the child to end")
+
+    def test_who_is_killed_is_followed_by_another_one_and_mail_waits_for_no_restart(self):
+        with Home(users={}) as home, Tls(home) as tls:
+            for victim in (tls.server, tls.server, tls.keeper):
+                pid = victim()
+                os.kill(pid, signal.SIGKILL)
+                wait_for(lambda pid=pid: pid not in harness.family(tls.daemon.pid), "its end")
+                with Server(self_signed("x")) as server:
+                    letter, _, clear = tls.ask(server.connect(), [("verify", "none")])
+                    clear.close()
+                    self.assertEqual(letter, "U")
 
     def test_the_child_holds_nothing_of_the_programs(self):
         """Whoever waits for the end of a pipe must not wait for it."""

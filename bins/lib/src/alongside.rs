@@ -4,11 +4,14 @@
 //! number of the other in a variable. Everything that the program starts may ask there, a packet a question; the child
 //! gives each to a process of its own, so that what one peer says never meets what another does. It ends
 //! when nobody holds the other end any more.
+//!
+//! The child does not answer itself but sees to it that somebody does: who is killed, by the system when memory is short
+//! say, is followed by another one, and questions wait in the socket meanwhile. The program has no part in that.
 #![forbid(unsafe_code)]
 
 use crate::environ::Environ;
 use crate::home::Home;
-use crate::sys::process::{self, Command};
+use crate::sys::process::{self, Command, End};
 use crate::sys::signal;
 use crate::trouble::Trouble;
 use crate::{exits, fd, program};
@@ -18,6 +21,7 @@ use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 /// The number of the socket in the program is at least this: those below are other contracts'.
 const NUMBER_MIN: i32 = 10;
@@ -54,6 +58,10 @@ pub fn settle(ours: &OwnedFd, more: &[BorrowedFd<'_>]) {
     signal::catch(&[Signal::SIGCHLD]);
 }
 
+/// Before another one is started in the place of one that was killed, so that one that cannot live does not take the
+/// processor.
+const PAUSE: Duration = Duration::from_secs(1);
+
 /// Takes packets, of at most so many bytes, until nobody can send one any more: the exit code. `start` has a process of
 /// its own answer one, and says whether there is such a process; of these there are `children_max`.
 pub fn serve(
@@ -61,6 +69,22 @@ pub fn serve(
     packet_max: usize,
     children_max: usize,
     mut start: impl FnMut(Vec<u8>, Vec<OwnedFd>) -> bool,
+) -> i32 {
+    loop {
+        let server = process::fork_child(|| take(ours, packet_max, children_max, &mut start));
+        if server.and_then(process::wait) == Ok(End::Exit(exits::SUCCESS)) {
+            return exits::SUCCESS;
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// The child's child.
+fn take(
+    ours: &OwnedFd,
+    packet_max: usize,
+    children_max: usize,
+    start: &mut impl FnMut(Vec<u8>, Vec<OwnedFd>) -> bool,
 ) -> i32 {
     let mut children = 0usize;
     loop {
