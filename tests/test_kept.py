@@ -94,9 +94,9 @@ class Server:
 class Spawner:
     """A qmail-rspawn that is asked one thing after the other."""
 
-    def __init__(self, home, **env):
+    def __init__(self, home, before=(), **env):
         spawners.forget(home)
-        self.line = harness.Line.start(["qmail-rspawn"], {**home.env, "QMAILBURST": "1", **env})
+        self.line = harness.Line.start([*before, "qmail-rspawn"], {**home.env, "QMAILBURST": "1", **env})
         self.pid = self.line.process.pid
         self.limit = self.line.reader.read(1)
 
@@ -166,6 +166,20 @@ class Kept(unittest.TestCase):
         self.running = Spawner(self.home, **env)
         self.addCleanup(self.running.__exit__)
         return self.running
+
+    # -- more than one connection
+
+    def test_there_are_descriptors_for_all_connections_and_programs_get_the_limit_that_we_were_given(self):
+        server = self.server(lambda line, *_: server.wait() if line == "." else None, concurrencyremote=40)
+        spawner = self.spawner(before=("prlimit", "--nofile=48:1024", "--"))
+        for slot in range(40):
+            spawner.ask(slot, self.message, f"r@h{slot}.test")
+        wait_for(lambda: sum("." in heard for heard in server.heard) == 40, "all to be on their way")
+        for pid in remotes(spawner.pid):
+            with open(f"/proc/{pid}/limits") as f:
+                self.assertRegex(f.read(), r"(?m)^Max open files +48 +1024 ")
+        server.go.set()
+        self.assertEqual(sorted(spawner.report() for _ in range(40)), [(slot, ACCEPTED) for slot in range(40)])
 
     # -- one message behind the other
 

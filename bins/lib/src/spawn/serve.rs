@@ -23,6 +23,7 @@ use crate::trouble::Trouble;
 use crate::{exits, fd};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::{FileStat, SFlag, fstat, stat};
 use nix::unistd::{Pid, Uid, Whence, lseek};
@@ -47,6 +48,12 @@ const GOODBYE: Duration = Duration::from_secs(5);
 
 /// Before reports are written again, behind a trouble of the system (a pipe may want memory).
 const PAUSE: Duration = Duration::from_millis(200);
+
+/// Descriptors for each child that stays (its reports, its line), and for as many that are just leaving.
+const DESCRIPTORS: usize = 4;
+
+/// Those of requests, reports, the ledger, a message.
+const DESCRIPTORS_BESIDE: usize = 64;
 
 /// What makes a spawner local or remote.
 pub trait Delivery {
@@ -155,6 +162,8 @@ struct Spawner<'a, D> {
     ledger: Ledger,
     /// What a child gets for 0 and 1.
     null: Option<OwnedFd>,
+    /// The limit of descriptors that children get back.
+    files: Option<(u64, u64)>,
     parser: Parser,
     /// Requests not begun: those that are still coming may belong to them.
     arrived: Vec<Request>,
@@ -182,6 +191,7 @@ pub fn serve(delivery: &impl Delivery, mut ledger: Ledger, null: Option<OwnedFd>
         delivery,
         ledger,
         null,
+        files: delivery.ceilings().and_then(raise_files),
         parser: Parser::new(delivery.width()),
         arrived: Vec::new(),
         jobs: Vec::new(),
@@ -196,6 +206,17 @@ pub fn serve(delivery: &impl Delivery, mut ledger: Ledger, null: Option<OwnedFd>
         spawner.step().map_err(|e| Trouble::temporary("unable to wait for events").because(e))?;
     }
     Ok(())
+}
+
+/// Makes room for the descriptors of all children, as far as that may be: the limit there was before, if it is another
+/// one now.
+fn raise_files(ceilings: Ceilings) -> Option<(u64, u64)> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+    let children = ceilings.connections.min(usize::from(LIMIT_WIDE));
+    let wanted = u64::try_from(children * DESCRIPTORS + DESCRIPTORS_BESIDE).ok()?.min(hard);
+    (wanted > soft).then_some(())?;
+    setrlimit(Resource::RLIMIT_NOFILE, wanted, hard).ok()?;
+    Some((soft, hard))
 }
 
 /// The first byte, and the word on wide slots: in one piece, or who reads it could not know that there is more.
@@ -614,6 +635,9 @@ impl<D: Delivery> Spawner<'_, D> {
         let pipes = self.jobs.iter().flat_map(|job| job.pipe.iter().chain(&job.line));
         pipes.chain(self.ledger.life()).map(AsRawFd::as_raw_fd).for_each(process::close);
         fd::give_up_standard_for(self.null.as_ref());
+        if let Some((soft, hard)) = self.files {
+            let _ = setrlimit(Resource::RLIMIT_NOFILE, soft, hard); // delivery programs get what we were given
+        }
     }
 
     /// The message file: opened once, here; the delivery program gets the descriptor.
@@ -988,6 +1012,7 @@ mod tests {
             delivery: &Nothing,
             ledger: Ledger::prepare(name.to_str().unwrap().as_bytes().to_vec()),
             null: None,
+            files: None,
             parser: Parser::default(),
             arrived: Vec::new(),
             jobs: Vec::new(),
