@@ -7,9 +7,12 @@ die() {
 	exit 111
 }
 
+# A link that leads nowhere is there, too.
+is_there() { [ -e "$1" ] || [ -L "$1" ]; }
+
 # Writes standard input to $1 with mode $2, by way of a temporary file.
 put() {
-	rm -f "$1.tmp"
+	if is_there "$1.tmp"; then rm -f "$1.tmp"; fi
 	cat >"$1.tmp" && chmod "$2" "$1.tmp"
 	mv -f "$1.tmp" "$1"
 }
@@ -22,6 +25,28 @@ put_new() {
 # As put, from file $3, if that is another one.
 put_changed() {
 	cmp -s "$3" "$1" || put "$1" "$2" <"$3"
+}
+
+# As put_changed into the directory $1, with mode $2, from each of the files $3...: those that are not there yet are
+# copied by one command, for a home is made of a hundred.
+put_all() {
+	into=$1 mode=$2
+	shift 2
+	for file; do
+		shift
+		if is_there "$into/${file##*/}"; then
+			put_changed "$into/${file##*/}" "$mode" "$file"
+		else
+			set -- "$@" "$file"
+		fi
+	done
+	[ $# -gt 0 ] || return 0
+	cp -- "$@" "$into/"
+	for file; do
+		shift
+		set -- "$@" "$into/${file##*/}"
+	done
+	chmod "$mode" "$@"
 }
 
 # The name that this host would have in control/me.
@@ -55,14 +80,18 @@ sample_path() {
 }
 
 samples() {
+	put_all samples 644 "$root/control/README.md"
+	set --
 	for sample in "$root"/control/*; do
-		[ ! -f "$sample" ] || put_changed "$(sample_path "$sample")" 644 "$sample"
+		case ${sample##*/} in README.md) continue ;; esac
+		[ ! -f "$sample" ] || set -- "$@" "$sample"
 	done
+	put_all samples/control 644 "$@"
 }
 
 pages() {
-	for page in "$root"/doc/man/*.[158]; do
-		put_changed "man/man${page##*.}/${page##*/}" 644 "$page"
+	for section in 1 5 8; do
+		put_all man/man$section 644 "$root"/doc/man/*.$section
 	done
 }
 
