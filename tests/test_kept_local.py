@@ -10,6 +10,7 @@ import subprocess
 import unittest
 
 from tests import harness, spawners, tinycdb
+from tests.crash import kept, runner
 from tests.harness import wait_for
 from tests.spawners import request
 
@@ -247,6 +248,35 @@ class Trouble(Case):
                 os.kill(pid, signal.SIGKILL)
             holder.wait()
         self.assertEqual(self.deliver(), b"Kdid 1+0+0\n")
+
+
+@unittest.skipIf(os.geteuid(), "only root may trace programs that made themselves undumpable")
+class EveryCall(unittest.TestCase):
+    """tests/crash/kept.py."""
+
+    def setUp(self):
+        for name in ("qmail-lspawn", "qmail-local"):
+            harness.needs_static(name)
+        if not shutil.which("strace"):
+            self.skipTest("strace is not installed (scripts/test-packages)")
+
+    def test_the_sample_finds_nothing(self):
+        runner.sample(self, "kept")
+
+    def test_the_judge_sees_what_is_lost_altered_and_left(self):
+        with contextlib.ExitStack() as stack:
+            rig = kept.Rig(stack)
+            rig.clear()
+            self.assertEqual(rig.judge(*rig.talk(kept.SLOTS), True), ([], 0))
+            new = rig.home.file("home/joe/Maildir/new")
+            one, other, _ = os.listdir(new)
+            with open(os.path.join(new, one), "ab") as f:
+                f.write(b"more")
+            os.rename(os.path.join(new, other), rig.home.file("home/joe/Maildir/tmp", other))
+            wrong, _ = rig.judge({slot: "K" for slot in kept.SLOTS}, False, True)
+            self.assertEqual([kind for kind, _ in wrong], ["half", "lost", "lost", "left", "stuck"])
+            wrong, _ = rig.judge({0: "D"}, True, False)
+            self.assertEqual([kind for kind, _ in wrong][:3], ["stuck", "half", "code"])
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ parts: PARTS below. The rows and what is wrong in them: report.py. Who runs them
 # In the order of doc/reliability.md.
 PARTS = (
     "calls",
+    "kept",
     "power",
     "kills",
     "damage",
