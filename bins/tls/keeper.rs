@@ -140,12 +140,14 @@ pub struct Keeper {
     tickets: Arc<dyn ProducesTickets>,
     clients: Vec<Client>,
     clients_max: usize,
+    /// The question that is answered.
+    packet: Vec<u8>,
 }
 
 impl Keeper {
     pub fn new(keys: Keys, tickets: Arc<dyn ProducesTickets>, clients_max: usize) -> Keeper {
         let numbered = keys.values().cloned().collect();
-        Keeper { keys, numbered, tickets, clients: Vec::new(), clients_max }
+        Keeper { keys, numbered, tickets, clients: Vec::new(), clients_max, packet: vec![0; PACKET_MAX] }
     }
 
     /// Until the server and all sessions that know it are gone. `door` brings connections of new sessions.
@@ -183,18 +185,19 @@ impl Keeper {
     }
 
     /// False when the session is done with us, or we with it.
-    fn answer(&self, client: &mut Client) -> bool {
-        let mut packet = vec![0; PACKET_MAX];
+    fn answer(&mut self, client: &mut Client) -> bool {
         let length = match nix::sys::socket::recv(
             client.connection.as_raw_fd(),
-            &mut packet,
+            &mut self.packet,
             MsgFlags::MSG_DONTWAIT,
         ) {
             Ok(0) => return false,
             Ok(length) => length,
             Err(errno) => return matches!(errno, Errno::EAGAIN | Errno::EINTR),
         };
-        let Some((kind, question)) = packet.get(..length).and_then(<[u8]>::split_first) else { return false };
+        let Some((kind, question)) = self.packet.get(..length).and_then(<[u8]>::split_first) else {
+            return false;
+        };
         let used = match kind {
             b'C' => &mut client.names,
             b'S' => &mut client.signatures,

@@ -55,9 +55,9 @@ impl Link {
         timed::wait(connection, PollFlags::POLLOUT, deadline).ok()?;
         send(connection.as_raw_fd(), &question, MsgFlags::MSG_NOSIGNAL).ok()?;
         timed::wait(connection, PollFlags::POLLIN, deadline).ok()?;
-        let mut answer = vec![0; PACKET_MAX];
-        let length = recv(connection.as_raw_fd(), &mut answer, MsgFlags::empty()).ok()?;
-        answer.truncate(length);
+        let length = recv(connection.as_raw_fd(), &mut [], MsgFlags::MSG_PEEK | MsgFlags::MSG_TRUNC).ok()?;
+        let mut answer = vec![0; length.min(PACKET_MAX)];
+        recv(connection.as_raw_fd(), &mut answer, MsgFlags::empty()).ok()?;
         Some(answer).filter(|answer| !answer.is_empty() && answer.as_slice() != [NONE])
     }
 }

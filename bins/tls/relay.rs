@@ -2,19 +2,22 @@
 //!
 //! Both ends are stream sockets; their flags are never changed. What is read from one end is written to the
 //! other before more is read, so that memory is bounded and whoever is slow slows the other.
+//!
+//! rustls itself would ask the peer for 4 KiB at a time, so it is fed out of a piece of ours.
 #![forbid(unsafe_code)]
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{MsgFlags, Shutdown, recv, send, sendmsg, shutdown};
+use nix::sys::socket::{MsgFlags, Shutdown, recv, send, sendmsg, setsockopt, shutdown, sockopt};
 use qmail::timed::{self, Deadline};
 use rustls::Connection;
-use std::io::{ErrorKind, IoSlice, Read, Write};
+use std::io::{BufRead, ErrorKind, IoSlice, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
-/// From the program at a time: two full records.
-const CHUNK: usize = 32 * 1024;
+/// From either end at a time: four full records, and as much as rustls takes of the program's. What is never read never
+/// takes memory.
+const CHUNK: usize = 64 * 1024;
 
 /// When the program has ended, what it wrote is still sent: as long as the peer takes some of it so often, and
 /// no longer than that. It is some hundred kilobytes at most.
@@ -52,6 +55,12 @@ impl Write for Wire<'_> {
 /// Whether a socket was merely not ready.
 fn is_pause(error: &std::io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
+}
+
+/// What is sent goes at once: tickets and then the first words of the program are two pieces, and the second would wait for
+/// the peer to confirm the first, which it does 40 ms later when it has nothing to say itself.
+pub fn at_once(peer: &OwnedFd) {
+    let _ = setsockopt(peer, sockopt::TcpNoDelay, &true); // not TCP: no matter
 }
 
 /// Goes on until both sides have agreed; why they have not otherwise, in words for a log.
@@ -99,8 +108,11 @@ pub fn run(tls: &mut Connection, peer: &OwnedFd, program: &OwnedFd) {
         tls,
         peer,
         program,
-        pending: Vec::new(),
-        sent: 0,
+        text: vec![0; CHUNK],
+        wire: vec![0; CHUNK],
+        fed: 0,
+        read: 0,
+        held: false,
         peer_talks: true,
         program_talks: true,
         program_listens: true,
@@ -118,9 +130,14 @@ struct Relay<'a> {
     tls: &'a mut Connection,
     peer: &'a OwnedFd,
     program: &'a OwnedFd,
-    /// For the program; of it `sent` bytes are written.
-    pending: Vec<u8>,
-    sent: usize,
+    /// From the program.
+    text: Vec<u8>,
+    /// From the peer: `read` bytes, of which the session has got `fed`.
+    wire: Vec<u8>,
+    fed: usize,
+    read: usize,
+    /// The program has not taken what the session has for it.
+    held: bool,
     peer_talks: bool,
     program_talks: bool,
     program_listens: bool,
@@ -137,16 +154,16 @@ impl Relay<'_> {
                 return Ok(());
             }
             let (mut peer, mut program) = (PollFlags::empty(), PollFlags::empty());
-            peer.set(PollFlags::POLLIN, self.peer_talks && self.pending.is_empty());
+            peer.set(PollFlags::POLLIN, self.peer_talks && !self.held);
             peer.set(PollFlags::POLLOUT, self.tls.wants_write());
             program.set(PollFlags::POLLIN, self.program_talks && !self.tls.wants_write());
-            program.set(PollFlags::POLLOUT, !self.pending.is_empty());
+            program.set(PollFlags::POLLOUT, self.held);
             let [peer, program] = self.wait(peer, program)?;
             if peer.intersects(PollFlags::POLLOUT) {
                 self.send()?;
             }
             if program.intersects(PollFlags::POLLOUT | PollFlags::POLLERR) {
-                self.deliver();
+                self.take()?;
             }
             if program.intersects(PollFlags::POLLIN | PollFlags::POLLHUP) && self.program_talks {
                 self.read_program()?;
@@ -157,7 +174,7 @@ impl Relay<'_> {
             }
             if peer.intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR)
                 && self.peer_talks
-                && self.pending.is_empty()
+                && !self.held
             {
                 self.read_peer()?;
             }
@@ -202,8 +219,7 @@ impl Relay<'_> {
     }
 
     fn read_program(&mut self) -> Result<(), Errno> {
-        let mut chunk = [0; CHUNK];
-        match recv(self.program.as_raw_fd(), &mut chunk, MsgFlags::MSG_DONTWAIT) {
+        match recv(self.program.as_raw_fd(), &mut self.text, MsgFlags::MSG_DONTWAIT) {
             Err(Errno::EAGAIN | Errno::EINTR) => return Ok(()),
             Ok(0) | Err(_) => {
                 self.program_talks = false;
@@ -211,63 +227,75 @@ impl Relay<'_> {
                 (self.limit, self.stalled) = (Deadline::after(FLUSHED), Deadline::after(STALLED));
             }
             Ok(n) => {
-                let text = chunk.get(..n).unwrap_or_default();
+                let text = self.text.get(..n).unwrap_or_default();
                 self.tls.writer().write_all(text).map_err(|_| Errno::ENOBUFS)?;
             }
         }
         self.send()
     }
 
-    /// Everything that came is taken out of the session, so there is never more than it reads at once.
+    /// Only when everything that came before is the program's.
     fn read_peer(&mut self) -> Result<(), Errno> {
-        match self.tls.read_tls(&mut Wire(self.peer)) {
+        match recv(self.peer.as_raw_fd(), &mut self.wire, MsgFlags::MSG_DONTWAIT) {
             Ok(0) => self.peer_talks = false,
-            Ok(_) => {}
-            Err(e) if is_pause(&e) => return Ok(()),
-            Err(e) => return Err(qmail::trouble::errno(&e)),
+            Ok(n) => (self.fed, self.read) = (0, n),
+            Err(Errno::EAGAIN | Errno::EINTR) => return Ok(()),
+            Err(errno) => return Err(errno),
         }
         self.take()
     }
 
+    /// What came, through the session and to the program, as far as that takes it now.
     fn take(&mut self) -> Result<(), Errno> {
-        let state = match self.tls.process_new_packets() {
-            Ok(state) => state,
-            Err(_) => {
-                alert(self.tls, self.peer);
-                return Err(Errno::EPROTO);
+        loop {
+            match self.tls.process_new_packets() {
+                Ok(state) if state.peer_has_closed() => {
+                    self.peer_talks = false;
+                    self.fed = self.read;
+                }
+                Ok(_) => {}
+                Err(_) => {
+                    alert(self.tls, self.peer);
+                    return Err(Errno::EPROTO);
+                }
             }
-        };
-        if state.peer_has_closed() {
-            self.peer_talks = false;
-        }
-        let mut text = vec![0; state.plaintext_bytes_to_read()];
-        if !text.is_empty() {
-            let n = self.tls.reader().read(&mut text).unwrap_or(0);
-            text.truncate(n);
-            if self.program_listens {
-                self.pending.extend_from_slice(&text);
+            self.deliver();
+            if self.held {
+                return Ok(());
+            }
+            let mut rest = self.wire.get(self.fed..self.read).unwrap_or_default();
+            if rest.is_empty() {
+                break;
+            }
+            match self.tls.read_tls(&mut rest).map_err(|e| qmail::trouble::errno(&e))? {
+                0 => self.fed = self.read, // it wants no more
+                n => self.fed += n,
             }
         }
-        self.deliver();
+        if !self.peer_talks {
+            let _ = shutdown(self.program.as_raw_fd(), Shutdown::Write);
+        }
         Ok(())
     }
 
     /// To the program, as much as it takes now. One that takes no more is left to end by itself.
     fn deliver(&mut self) {
-        while let Some(rest) = self.pending.get(self.sent..).filter(|rest| !rest.is_empty()) {
-            match send(self.program.as_raw_fd(), rest, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL) {
-                Ok(n) => self.sent += n,
-                Err(Errno::EAGAIN | Errno::EINTR) => return,
-                Err(_) => {
-                    self.program_listens = false;
-                    break;
-                }
+        let mut reader = self.tls.reader();
+        self.held = false;
+        while let Some(text) = reader.fill_buf().ok().filter(|text| !text.is_empty()) {
+            if !self.program_listens {
+                let dropped = text.len();
+                reader.consume(dropped);
+                continue;
             }
-        }
-        self.pending.clear();
-        self.sent = 0;
-        if !self.peer_talks {
-            let _ = shutdown(self.program.as_raw_fd(), Shutdown::Write);
+            match send(self.program.as_raw_fd(), text, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL) {
+                Ok(n) => reader.consume(n),
+                Err(Errno::EAGAIN | Errno::EINTR) => {
+                    self.held = true;
+                    return;
+                }
+                Err(_) => self.program_listens = false,
+            }
         }
     }
 

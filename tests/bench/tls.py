@@ -1,39 +1,52 @@
-"""TLS: handshakes and bytes a second, ours beside stunnel (which has the key in the process that speaks TLS), and the
+"""TLS: sessions and bytes a second, ours beside stunnel (which has the key in the process that speaks TLS), and the
 memory of a session at port 465.
 
-Both start a program for each connection, with one key (P-256); the client is openssl(1). Seconds of processor time
-are those of the server's processes, the program's included.
+Both start a program for each connection, with one key (P-256), and take turns; the clients are beside them on the same
+processors. Processor time is that of the server's processes, the program's included.
 """
 
 import os
 import re
+import shutil
 import socket
-import ssl
-import subprocess
 import tempfile
 
 from tests import harness
-from tests.bench import meter
+from tests.bench import meter, tlsload
 from tests.bench.idle import pss
 from tests.certificates import Store, self_signed
 from tests.harness import Daemon, Home, free_port, wait_for
 
-SECONDS = 4  # of handshakes of one kind
-MEGABYTES = 300
 SESSION_MAX = 6 * 1024  # KiB: the process that speaks TLS and qmail-smtpd
 STUNNEL = ["/usr/bin/stunnel4", "/usr/bin/stunnel", os.path.join(harness.ROOT, "tests/tools/root/usr/bin/stunnel4")]
 
 
-class Ours(Daemon):
+class Server(Daemon):
+    def __init__(self, argv, group):
+        super().__init__(["sh", "-c", 'echo $$ >"$0"; exec "$@"', group.path + "/cgroup.procs" if group.path else "/dev/null", *argv])
+
+    def __enter__(self):
+        super().__enter__()
+        wait_for(self.answers, "the port")
+        return self
+
+    def answers(self):
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), 5):
+                return True
+        except OSError:
+            return False
+
+
+class Ours(Server):
     def __init__(self, store, program, group):
         user = ["-u", "65534", "-g", "65534", "-T", "61184:61184"] if os.geteuid() == 0 else []
         self.port = free_port()
-        argv = [harness.program("tlsserver"), "-RHl0", "-c", "200", "-k", store.path, *user, "127.0.0.1", str(self.port), *program]
-        super().__init__(["sh", "-c", 'echo $$ >"$0"; exec "$@"', group.path + "/cgroup.procs" if group.path else "/dev/null",
-                          *argv])
+        super().__init__([harness.program("tlsserver"), "-RHl0", "-c", "200", "-k", store.path, *user, "127.0.0.1", str(self.port),
+                          *program], group)
 
 
-class Stunnel(Daemon):
+class Stunnel(Server):
     def __init__(self, store, program, group):
         self.port = free_port()
         with tempfile.NamedTemporaryFile("w", delete=False) as f:
@@ -41,8 +54,7 @@ class Stunnel(Daemon):
                     f"cert = {store.file('default', 'cert.pem')}\nkey = {store.file('default', 'key.pem')}\n"
                     f"exec = {program[0]}\nexecArgs = {' '.join(program)}\n")
             self.conf = f.name
-        super().__init__(["sh", "-c", 'echo $$ >"$0"; exec "$@"', group.path + "/cgroup.procs" if group.path else "/dev/null",
-                          stunnel(), self.conf])
+        super().__init__([stunnel(), self.conf], group)
 
     def stop(self, *how, **more):
         code = super().stop(*how, **more)
@@ -54,28 +66,6 @@ def stunnel():
     return next((path for path in STUNNEL if os.path.exists(path)), None)
 
 
-def up(server):
-    def answers():
-        try:
-            with socket.create_connection(("127.0.0.1", server.port), 5):
-                return True
-        except OSError:
-            return False
-    wait_for(answers, "the port")
-
-
-def handshakes(server, *how):
-    done = subprocess.run(["openssl", "s_time", "-connect", f"127.0.0.1:{server.port}", "-time", str(SECONDS), *how],
-                          capture_output=True, text=True, timeout=SECONDS * 10)
-    found = re.search(r"(\d+) connections in (\d+) real seconds", done.stdout)
-    return int(found[1]), max(1, int(found[2]))
-
-
-def line(name, what, count, wall, cpu):
-    each = "" if cpu is None else f"{1000 * cpu / count:10.2f} ms of processor time each"
-    print(f"{name:10} {what:34} {count / wall:9.0f} a second {each}", flush=True)
-
-
 def session():
     """KiB of what one session at port 465 has: the process that speaks TLS, and qmail-smtpd."""
     with Store() as store, Home(users={}) as home:
@@ -85,45 +75,53 @@ def session():
         argv = ["tlsserver", "-v", "-1", *harness.as_owner(), *user, "-RHl0", "-k", store.path, "127.0.0.1", "0", "qmail-smtpd"]
         with Daemon(argv, env=home.env) as server:
             port = int(server.wait_log(r"^(\d+)$")[1])
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-            with socket.create_connection(("127.0.0.1", port)) as s, context.wrap_socket(s) as tls:
-                tls.recv(100)
-                tls.sendall(b"EHLO x\r\nMAIL FROM:<>\r\nRCPT TO:<postmaster>\r\n")
-                while b"RCPT" not in (said := tls.recv(4096)) and b"250 " not in said and b"553" not in said:
-                    pass
+            with tlsload.connect(port, tlsload.trusting()) as tls:
+                tlsload.answer(tls)
+                for command in (b"EHLO x\r\n", b"MAIL FROM:<>\r\n", b"RCPT TO:<postmaster>\r\n"):
+                    tls.sendall(command)
+                    tlsload.answer(tls)
                 pid = int(re.search(r"^tlsserver: tls (\d+)", server.log(), re.M)[1])
                 return sum(filter(None, map(pss, harness.family(pid))))
 
 
+def script(directory, name, text):
+    path = os.path.join(directory, name)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o755), "w") as f:
+        f.write(f"#!/bin/sh\n{text}\n")
+    return [path]
+
+
 def measure():
-    print(f"TLS (P-256, openssl s_time for {SECONDS} s; {MEGABYTES} MB from the server)")
-    systems = [("tlsserver", Ours)] + ([("stunnel", Stunnel)] if stunnel() else [])
+    size = tlsload.MEGABYTES * 1_000_000
+    systems = {"tlsserver": Ours} | ({"stunnel": Stunnel} if stunnel() else {})
+    print(f"TLS before a program that does nothing, {tlsload.CLIENTS} clients, P-256; medians of {tlsload.ROUNDS} rounds of "
+          f"{tlsload.SECONDS} s or {tlsload.MEGABYTES} MB in turn; ms for each session or MB")
     if len(systems) == 1:
         print("no stunnel here: scripts/test-packages fetches it")
-    with Store() as store:
-        store.put("default", self_signed("localhost"))
-        for name, kind in systems:
-            group = meter.Group("tls-" + name)
-            try:
-                with kind(store, ["/bin/true"], group) as server:
-                    up(server)
-                    for what, how in (("handshakes of TLS 1.3", ["-new", "-tls1_3"]), ("handshakes of TLS 1.2", ["-new", "-tls1_2"]),
-                                      ("resumed sessions of TLS 1.2", ["-reuse", "-tls1_2"])):
-                        before = group.cpu()
-                        count, wall = handshakes(server, *how)
-                        line(name, what, count, wall, None if before is None else group.cpu() - before)
-                with kind(store, ["/usr/bin/head", "-c", f"{MEGABYTES}000000", "/dev/zero"], group) as server:
-                    up(server)
-                    before = group.cpu()
-                    clock = meter.Meter(group, None).begin()
-                    with open("/dev/null", "wb") as null:
-                        subprocess.run(["openssl", "s_client", "-quiet", "-connect", f"127.0.0.1:{server.port}"],
-                                       stdin=subprocess.DEVNULL, stdout=null, stderr=null, timeout=120)
-                    wall = clock.end()["wall"]
-                    line(name, "megabytes", MEGABYTES, wall, None if before is None else group.cpu() - before)
-            finally:
-                group.end()
+    found, directory = tlsload.Table(), harness.scratch()
+    groups = {name: meter.Group("tls-" + name) for name in systems}
+    os.chmod(directory, 0o755)
+    try:
+        takes = script(directory, "takes", f"head -c {size} >/dev/null; echo 250 it")
+        gives = ["/usr/bin/head", "-c", str(size), "/dev/zero"]
+        with Store() as store:
+            store.put("default", self_signed("localhost"))
+            for _ in range(tlsload.ROUNDS):
+                for name, kind in systems.items():
+                    group = groups[name]
+                    with kind(store, ["/bin/true"], group) as server:
+                        for version, resumed in tlsload.KINDS:
+                            found.add(f"TLS {version}, {'resumed' if resumed else 'full'}", name,
+                                      tlsload.rate(group, server.port, version, resumed, tlsload.to_the_end))
+                    with kind(store, gives, group) as server:
+                        found.add("MB to the client", name, tlsload.down(group, server.port))
+                    with kind(store, takes, group) as server:
+                        found.add("MB from the client", name, tlsload.up(group, server.port))
+    finally:
+        for group in groups.values():
+            group.end()
+        shutil.rmtree(directory, ignore_errors=True)
+    found.show(list(systems))
     used = session()
     print(f"a session at port 465: {used} KiB in two processes (at most {SESSION_MAX})")
     return [f"a session at port 465 has {used} KiB, more than {SESSION_MAX}"] if used > SESSION_MAX else []

@@ -93,6 +93,7 @@ fn begin(things: &Things, packet: &[u8], files: &Files) -> Result<(Connection, P
         Some(name) => Some(identity(files, name)?),
         None => None,
     };
+    relay::at_once(&things.socket);
     Jail::of(&programs::TLSCLIENT_SESSION).close().map_err(|t| failed(lossy(&t.text())))?;
 
     let name = ServerName::try_from(lossy(&demands.name)).or_else(|_| ServerName::try_from(NAMELESS));

@@ -139,6 +139,7 @@ impl Tls {
         let keep = [&peer, &ends.control, &ends.text, &question, &theirs, door].map(AsFd::as_fd);
         descriptor::close_others(&keep);
         drop_rights(self.options.user)?;
+        relay::at_once(&peer);
         let prepared = Server::prepare(&self.options.settings)?;
         Jail::of(&programs::TLSSERVER_SESSION).close()?;
 
