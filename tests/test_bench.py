@@ -14,7 +14,7 @@ import unittest
 import unittest.mock
 
 from tests import harness, sandbox
-from tests.bench import logins, systems, table, work
+from tests.bench import logins, smtps, systems, table, tls, work
 
 LIMIT = 200  # seconds for each of two runs: below what a file of tests may take in all
 OURS = {"ours", "bare"}
@@ -102,6 +102,24 @@ class Logins(unittest.TestCase):
         self.assertEqual(len(rows), 8, said.getvalue())
         for row in rows:
             self.assertTrue(all(float(rate) > 0 for rate in row.split()[-2:]), row)
+
+
+class Tls(unittest.TestCase):
+    def test_every_row_is_measured_beside_the_peers_that_are_there(self):
+        sandbox.command()  # skips where there is none
+        done = subprocess.run([sys.executable, "-m", "tests.bench", "--tiny", "--unpacked", "tls", "smtps"], cwd=harness.ROOT,
+                              stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=LIMIT)
+        rows = [line for line in done.stdout.splitlines() if line.startswith(("TLS 1.", "MB "))]
+        sessions = [f"TLS {version}, {kind}" for version in ("1.3", "1.2") for kind in ("full", "resumed")]
+        named = [*sessions, "MB to the client", "MB from the client", *sessions, "MB from the client"]
+        self.assertEqual([row[:30].strip() for row in rows], named, done)
+        peers = [tls.stunnel() is not None] * 6 + [smtps.Postfix.there()] * 5
+        for row, peer in zip(rows, peers):
+            figures = row[30:].split()
+            self.assertEqual(len(figures), 6 if peer else 2, row)
+            self.assertTrue(all(float(figure) > 0 for figure in figures if figure != "-"), row)  # no control group, no processor time
+            self.assertNotEqual(figures[0], "-", row)
+        self.assertRegex(done.stdout, r"(?m)^a session at port 465: [1-9]\d* KiB")
 
 
 class Limits(unittest.TestCase):

@@ -12,6 +12,7 @@ from tests.certificates import Store, self_signed
 
 PORT = 465
 LARGEST = 1_000_000  # bytes of a message
+MIB = 2048  # programs with all their symbols have room
 
 
 class Ours(systems.Ours):
@@ -78,7 +79,7 @@ def measure():
     if len(kinds) == 1:
         print("no Postfix here: scripts/bench-peers makes its tree")
     found, made = tlsload.Table(), []
-    with ground.journaled() as (disk, _), Store() as store:
+    with ground.journaled(MIB) as (disk, _), Store() as store:
         os.chown(disk, 0, 0)
         store.put("default", self_signed("localhost"))
         try:

@@ -19,6 +19,12 @@ KINDS = [(version, resumed) for version in VERSIONS for resumed in (False, True)
 BLOCK = 1 << 16
 
 
+def shorten():
+    """To see that everything is measured, and not how much it is."""
+    global ROUNDS, SECONDS, MEGABYTES
+    ROUNDS, SECONDS, MEGABYTES = 1, 0.2, 3
+
+
 def trusting(version="1.3"):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
