@@ -121,6 +121,14 @@ class Certified(unittest.TestCase):
         cls.store.put("default", cls.ca.issue("localhost"))
 
 
+def files_of(pair, directory, name="it", mode=0o600):
+    """The names of two files in a directory with this (certificate, key)."""
+    names = [os.path.join(directory, name + end) for end in (".pem", ".key")]
+    write(names[0], pair[0], 0o644)
+    write(names[1], pair[1], mode)
+    return tuple(names)
+
+
 def pair_of(files):
     """(certificate, key) in PEM, of the names of two files."""
     pair = []

@@ -10,7 +10,7 @@ import subprocess
 import unittest
 
 from tests import checkers, harness, logins
-from tests.certificates import Certified, self_signed, write
+from tests.certificates import Certified, files_of, self_signed
 from tests.checkers import b64, plain
 from tests.harness import Home, Line, dialogue
 from tests.packages import tool
@@ -214,15 +214,6 @@ class BehindTlsserver(Certified):
     def at_once(self, server):
         return smtplib.SMTP_SSL("localhost", server.port, timeout=harness.TIMEOUT, context=trusting(authority=self.ca))
 
-    def files(self, pair):
-        """The names of a certificate and its key, in files of this test."""
-        directory = harness.scratch()
-        self.addCleanup(shutil.rmtree, directory, ignore_errors=True)
-        names = [os.path.join(directory, name) for name in ("cert.pem", "key.pem")]
-        for name, content in zip(names, pair, strict=True):
-            write(name, content, 0o600)
-        return names
-
     def test_a_client_certificate_is_as_good_as_a_password(self):
         HOME.control("tlsclients", "joe@test.example\n")
         self.addCleanup(HOME.remove_control, "tlsclients")
@@ -247,7 +238,7 @@ class BehindTlsserver(Certified):
     def test_openssl_shows_a_certificate_and_asks_to_be_somebody(self):
         HOME.control("tlsclients", "joe@test.example\n")
         self.addCleanup(HOME.remove_control, "tlsclients")
-        cert, key = self.files(self.ca.issue("joe", alternatives="email:joe@test.example"))
+        cert, key = files_of(self.ca.issue("joe", alternatives="email:joe@test.example"), self.ca.base)
         server = self.serve("-n", "-A", self.ca.file, program=("qmail-smtpd",), SUBMISSION="1")
         for who, reply in (("=", "235 2.7.0 "), (b64("joe@test.example"), "235 2.7.0 "), (b64("ann@test.example"), "535 5.7.8 ")):
             said = self.s_client(server, f"EHLO x\nAUTH EXTERNAL {who}\nQUIT\n", "-cert", cert, "-key", key)

@@ -13,7 +13,7 @@ import threading
 import unittest
 
 from tests import harness
-from tests.certificates import Authority, Store, openssl, self_signed, write
+from tests.certificates import Authority, Store, files_of, openssl, self_signed
 from tests.harness import Daemon, Home, run, wait_for
 
 PYTHON = shutil.which("python3", path="/usr/bin:/bin") or sys.executable
@@ -271,12 +271,10 @@ class Connections(unittest.TestCase):
 
     def test_an_exporter_is_that_of_the_server(self):
         with tempfile.TemporaryDirectory() as base:
-            for name, content in (("c", self.good[0]), ("k", self.good[1])):
-                write(os.path.join(base, name), content, 0o600)
+            cert, key = files_of(self.good, base)
             port = harness.free_port()
-            with Daemon(["openssl", "s_server", "-accept", f"127.0.0.1:{port}", "-cert", os.path.join(base, "c"), "-key",
-                         os.path.join(base, "k"), "-keymatexport", "EXPORTER-Channel-Binding", "-keymatexportlen", "32",
-                         "-naccept", "1"], stdin=subprocess.PIPE) as daemon:
+            with Daemon(["openssl", "s_server", "-accept", f"127.0.0.1:{port}", "-cert", cert, "-key", key, "-keymatexport",
+                         "EXPORTER-Channel-Binding", "-keymatexportlen", "32", "-naccept", "1"], stdin=subprocess.PIPE) as daemon:
                 daemon.wait_log("ACCEPT")
                 letter, facts, clear = self.tls.ask(socket.create_connection(("127.0.0.1", port)), [("verify", "none")])
                 with clear:
@@ -387,9 +385,7 @@ class Connections(unittest.TestCase):
                 ["-tls1_2", "-cipher", "DHE-RSA-AES128-GCM-SHA256"],
                 ["-tls1_2", "-cipher", "ECDHE-RSA-AES128-SHA:ECDHE-RSA-AES128-SHA256"]]
         with tempfile.TemporaryDirectory() as base:
-            files = [os.path.join(base, name) for name in ("cert", "key")]
-            for name, content in zip(files, rsa, strict=True):
-                write(name, content, 0o600)
+            files = files_of(rsa, base)
             for options, letter in ((["-tls1_2"], "U"), (["-tls1_3"], "U"), *(([*how[:-1], how[-1] + ":@SECLEVEL=0"], "Z") for how in weak)):
                 port = harness.free_port()
                 with Daemon(["openssl", "s_server", "-accept", f"127.0.0.1:{port}", "-cert", files[0], "-key", files[1], *options],

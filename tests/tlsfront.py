@@ -12,6 +12,7 @@ import tempfile
 import threading
 
 from tests import harness
+from tests.certificates import files_of, self_signed
 
 
 class Front:
@@ -21,7 +22,7 @@ class Front:
     def __init__(self, argv, env, first=False, facts=None, ca=None):
         self.argv, self.env, self.first, self.facts = argv, env, first, facts or {}
         self.directory = tempfile.mkdtemp(prefix="qmail-tls-")
-        self.key, self.cert = certificate(self.directory, "localhost")
+        self.cert, self.key = files_of(self_signed("localhost"), self.directory)
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.load_cert_chain(self.cert, self.key)
         if ca:
@@ -140,12 +141,3 @@ class Front:
 
     def __exit__(self, *_):
         self.close()
-
-
-def certificate(directory, name, *options):
-    """(key, certificate), signed by itself."""
-    key, cert = os.path.join(directory, f"{name}.key"), os.path.join(directory, f"{name}.pem")
-    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
-                    "-keyout", key, "-out", cert, "-days", "2", "-subj", f"/CN={name}", *options],
-                   check=True, capture_output=True)
-    return key, cert

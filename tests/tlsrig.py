@@ -7,85 +7,45 @@
 
 import contextlib
 import hashlib
-import os
-import shutil
 import socket
 import ssl
-import subprocess
-import tempfile
 import threading
 
+from tests.certificates import Authority, files_of, openssl, self_signed
 from tests.harness import TIMEOUT
 
 
-def openssl(*argv, data=None):
-    done = subprocess.run(["openssl", *argv], input=data, capture_output=True)
-    if done.returncode:
-        raise AssertionError(f"openssl {argv[0]}: {done.stderr.decode()}")
-    return done.stdout
-
-
 class Certificates:
-    """An authority of the test's own, and what it issues."""
+    """An authority of the test's own (`ca`: the file of its certificate), and files with what it issues."""
 
     def __init__(self):
-        self.base = tempfile.mkdtemp(prefix="qmail-cert-")
-        os.chmod(self.base, 0o755)
-        self.number = 0
-        self.authority = self.issue("authority", ["-addext", "basicConstraints=critical,CA:TRUE", "-days", "30"])
-        self.ca = self.authority[0]
+        self.authority = Authority("authority")
+        self.ca, self.number = self.authority.file, 0
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        shutil.rmtree(self.base, ignore_errors=True)
-
-    def file(self, name):
-        return os.path.join(self.base, name)
-
-    def issue(self, name, options):
-        self.number += 1
-        cert, key = self.file(f"{self.number}.pem"), self.file(f"{self.number}.key")
-        openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-batch",
-                "-subj", f"/CN={name}", "-keyout", key, "-out", cert, *options)
-        os.chmod(key, 0o644)  # a server of the test may be another user; there is nothing to protect
-        return cert, key
+        self.authority.__exit__()
 
     def make(self, *names, own=False, email=None):
         """A certificate for these names (and an address), of the authority or (own) self-signed; its chain behind it."""
-        alternatives = [f"DNS:{name}" for name in names] + ([f"email:{email}"] if email else [])
-        options = ["-addext", "subjectAltName=" + ",".join(alternatives), "-days", "10",
-                   "-addext", "basicConstraints=critical,CA:FALSE"]
+        alternatives = ",".join([f"DNS:{name}" for name in names] + ([f"email:{email}"] if email else []))
         if own:
-            return self.issue(names[0], options)
-        cert, key = self.issue(names[0], [*options, "-CA", self.authority[0], "-CAkey", self.authority[1]])
-        self.add_chain(cert)
-        return cert, key
+            return self.files(self_signed(names[0], alternatives=alternatives))
+        return self.files(self.authority.issue(names[0], alternatives=alternatives), True)
 
     def expired(self, name):
         """One that has run out."""
-        request, cert = self.file("expired.csr"), self.file("expired.pem")
-        key = self.file("expired.key")
-        config = self.file("ca.conf")
-        with open(config, "w") as f:
-            f.write(f"[ca]\ndefault_ca=d\n[d]\nnew_certs_dir={self.base}\ndatabase={self.base}/index\nserial={self.base}/serial\n"
-                    f"default_md=sha256\npolicy=p\nx509_extensions=e\n[p]\ncommonName=supplied\n[e]\nsubjectAltName=DNS:{name}\n"
-                    "basicConstraints=critical,CA:FALSE\n")
-        open(self.file("index"), "w").close()
-        with open(self.file("serial"), "w") as f:
-            f.write("7001\n")
-        openssl("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-batch", "-subj", f"/CN={name}",
-                "-keyout", key, "-out", request)
-        openssl("ca", "-batch", "-config", config, "-cert", self.authority[0], "-keyfile", self.authority[1], "-in", request,
-                "-out", cert, "-startdate", "20200101000000Z", "-enddate", "20210101000000Z", "-notext")
-        os.chmod(key, 0o644)
-        self.add_chain(cert)
-        return cert, key
+        return self.files(self.authority.issue(name, days="-1"), True)
 
-    def add_chain(self, cert):
-        with open(cert, "a") as f, open(self.authority[0]) as authority:
-            f.write(authority.read())
+    def files(self, pair, chain=False):
+        self.number += 1
+        if chain:
+            with open(self.ca, "rb") as f:
+                pair = pair[0] + f.read(), pair[1]
+        # A server of the test may be another user; there is nothing to protect.
+        return files_of(pair, self.authority.base, f"made{self.number}", 0o644)
 
 
 def server_context(pair):
@@ -99,7 +59,7 @@ def digest(cert, selector=1):
     der = openssl("x509", "-in", cert, "-outform", "DER")
     if selector == 1:
         public = openssl("x509", "-in", cert, "-noout", "-pubkey")
-        der = openssl("pkey", "-pubin", "-outform", "DER", data=public)
+        der = openssl("pkey", "-pubin", "-outform", "DER", stdin=public)
     return hashlib.sha256(der).hexdigest()
 
 
