@@ -1,14 +1,19 @@
 """authpasswd from outside: what it stores lets in and nothing else does, and what it makes for others is right."""
 
+import contextlib
+import fcntl
 import os
 import pty
 import re
 import shutil
+import signal
 import subprocess
+import termios
 import threading
 import unittest
 
 from tests import harness, tinycdb
+from tests.faults import Small, own_mounts
 
 UID, GID = harness.owner()[1:]
 
@@ -248,6 +253,87 @@ class Passwords(unittest.TestCase):
                     os.close(ours)
                 self.assertNotIn(b"pencil", seen)
         self.assertEqual(self.code("joe", "pencil"), 0)
+
+    def terminal(self):
+        """authpasswd at a terminal of its own, which asks for the password; our end, its end, and the process."""
+        ours, theirs = pty.openpty()
+        self.addCleanup(os.close, ours)
+        self.addCleanup(os.close, theirs)
+
+        def take():
+            os.setsid()
+            fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+        process = subprocess.Popen([harness.program("authpasswd"), "-P", self.params, self.passwd, "joe", str(UID), str(GID), self.home],
+                                   stdin=theirs, stdout=subprocess.DEVNULL, stderr=theirs, preexec_fn=take)
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
+        seen = b""
+        while b"New password: " not in seen:
+            seen += os.read(ours, 4096)
+        return ours, theirs, process
+
+    def test_who_thinks_better_of_it_has_a_terminal_that_shows_what_is_typed(self):
+        for how in ("\x03", "pen\x03", "\x1c", "\x1a", signal.SIGTERM, signal.SIGHUP):
+            with self.subTest(how):
+                ours, theirs, process = self.terminal()
+                self.assertFalse(termios.tcgetattr(theirs)[3] & termios.ECHO)
+                if isinstance(how, str):
+                    os.write(ours, how.encode())
+                else:
+                    process.send_signal(how)
+                self.assertEqual(process.wait(harness.TIMEOUT), 111)
+                self.assertTrue(termios.tcgetattr(theirs)[3] & termios.ECHO)
+                self.assertIn(b"interrupted, nothing was changed", os.read(ours, 4096))
+        self.assertEqual(self.text(), "")
+
+    def contents(self):
+        found = {}
+        for name in os.listdir(self.base):
+            with contextlib.suppress(IsADirectoryError), open(os.path.join(self.base, name), "rb") as f:
+                found[name] = f.read()
+        return found
+
+    @own_mounts
+    def test_a_full_disk_leaves_the_old_files_and_no_others(self):
+        self.add("joe", "-s", "sha256")
+        disk = Small(self.base)
+        self.addCleanup(disk.end)
+        self.assertEqual(self.set("-x", self.passwd).code, 0)  # the copy has another inode
+        before = self.contents()
+        codes = []
+        for fill, most in ((disk.fill, 8), (disk.take_inodes, 4)):
+            for leave in range(most):
+                fill(leave)
+                full = self.contents().keys()
+                result = self.set("-s", "sha256", self.passwd, "joe", password=f"new{leave}")
+                codes.append(result.code)
+                if result.code:
+                    self.assertEqual((result.code, self.contents().keys()), (111, full))
+                    self.assertRegex(result.err, rb"\Aauthpasswd: fatal: unable to write [^ ]*/(passwd|passwd\.cdb|params\.cdb)\.new: .*\n\Z")
+                disk.free()
+                now = self.contents()
+                if result.code:
+                    self.assertEqual(now, before)
+                    self.assertEqual((self.code("joe", f"new{leave}"), self.err), (1, b""))
+                else:
+                    self.assertEqual((now.keys(), self.code("joe", f"new{leave}"), self.err), (before.keys(), 0, b""))
+                before = now
+        self.assertEqual((codes[0], codes[7], codes[8], codes[11]), (111, 0, 111, 0), codes)
+
+    def test_one_who_is_killed_leaves_the_old_password_or_the_new(self):
+        self.add("joe", "-s", "sha256")
+        password = "pencil"
+        for call, when in [(call, when) for call in ("fsync", "rename") for when in (1, 2, 3)]:
+            with self.subTest((call, when)):
+                fresh = f"{call}{when}"
+                trace = ["strace", "-o", "/dev/null", "-e", f"trace={call}", "-e", f"inject={call}:signal=KILL:when={when}"]
+                done = harness.run([*trace, harness.program("authpasswd"), "-P", self.params, "-s", "sha256", self.passwd, "joe"], fresh.encode())
+                self.assertNotEqual(done.code, 0)
+                codes = {word: self.code("joe", word) for word in (password, fresh)}
+                self.assertIn(sorted(codes.values()), [[0, 1]], codes)
+                password = min(codes, key=codes.get)
+        self.add("joe", "-s", "sha256")
+        self.assertEqual(self.contents().keys(), {"passwd", "passwd.cdb", "params.cdb"})
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ use auth::stored::{self, Bare, Scram, Value};
 use jail::{Jail, programs};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use nix::poll::{PollFd, PollFlags};
+use nix::sys::signal::{SigSet, Signal};
 use nix::sys::stat::{FileStat, Mode, fstat, stat};
 use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
 use nix::unistd::{Gid, Uid};
@@ -23,11 +25,11 @@ use qmail::auth::Secret;
 use qmail::home::Home;
 use qmail::program::{self, Args, Parsed};
 use qmail::sasl::scram::{COUNT, Params, SALT_BYTES};
-use qmail::sys::random;
+use qmail::sys::{random, signal};
 use qmail::trouble::Trouble;
 use qmail::{cdb, decimal, fd};
 use std::collections::HashSet;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::time::Duration;
 
@@ -54,6 +56,10 @@ const FILE_MAX: usize = 1024 * 1024 * 1024;
 /// Two changes of a file within a tick of the kernel's clock look alike; ticks are 1 to 10 ms.
 const TICK: Duration = Duration::from_millis(20);
 
+/// What people at a terminal, and who ends their session, would end this program with.
+const ENDING: [Signal; 5] =
+    [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGTSTP];
+
 fn main() {
     program::run("authpasswd", USAGE, set)
 }
@@ -74,17 +80,11 @@ fn set(args: Args) -> Result<(), Trouble> {
     let params = params_file(&parsed)?;
     let files = &named.iter().map(|file| real(file)).collect::<Result<Vec<_>, _>>()?;
     close_jail(files, params.as_deref())?;
-    if parsed.has('x') {
-        for file in files {
-            let lock = lock(file)?;
-            index(file, &read(&lock, file)?)?;
+    match (parsed.rest.as_slice(), files.as_slice()) {
+        ([_, name, account @ ..], [file]) if !parsed.has('x') => {
+            change(&parsed, file, name, account, params.as_deref())
         }
-    } else if let ([_, name, account @ ..], [file]) = (parsed.rest.as_slice(), files.as_slice()) {
-        change(&parsed, file, name, account)?;
-    }
-    match params {
-        Some(params) => publish(&params, files),
-        None => Ok(()),
+        _ => make_anew(files, params.as_deref()),
     }
 }
 
@@ -176,11 +176,11 @@ fn random_bytes(length: usize) -> Result<Vec<u8>, Trouble> {
 
 fn ask() -> Result<Secret, Trouble> {
     let password = match tcgetattr(fd::IN) {
-        Err(_) => line()?,
+        Err(_) => line(|| Ok(()))?,
         Ok(usual) => {
             let silence = Silence::begin(usual)?;
-            let first = prompt("New password: ")?;
-            let second = prompt("Again: ")?;
+            let first = silence.prompt("New password: ")?;
+            let second = silence.prompt("Again: ")?;
             drop(silence);
             if *first != *second {
                 return Err(Trouble::permanent("these are not the same"));
@@ -194,18 +194,12 @@ fn ask() -> Result<Secret, Trouble> {
     Ok(password)
 }
 
-fn prompt(words: &str) -> Result<Secret, Trouble> {
-    let _ = fd::write_all(fd::ERR, words.as_bytes());
-    let typed = line();
-    let _ = fd::write_all(fd::ERR, b"\n");
-    typed
-}
-
-/// A line of descriptor 0, byte by byte: what follows it is not ours.
-fn line() -> Result<Secret, Trouble> {
+/// A line of descriptor 0, byte by byte: what follows it is not ours. `wait` comes before each of them.
+fn line(wait: impl Fn() -> Result<(), Trouble>) -> Result<Secret, Trouble> {
     let mut line = Secret(Vec::with_capacity(PASSWORD_MAX + 2)); // moved, it would leave copies behind
     let mut byte = [0u8; 1];
     while line.len() <= PASSWORD_MAX {
+        wait()?;
         match fd::read(fd::IN, &mut byte).map_err(|errno| Trouble::unable("read", "the password", errno))? {
             0 => break,
             _ if byte == *b"\n" => break,
@@ -215,24 +209,50 @@ fn line() -> Result<Secret, Trouble> {
     Ok(line)
 }
 
-/// A terminal that does not show what is typed, until this is dropped.
+/// A terminal that does not show what is typed, until this is dropped: also by a signal, which waits for that.
 struct Silence {
     usual: Termios,
+    mask: SigSet,
 }
 
 impl Silence {
     fn begin(usual: Termios) -> Result<Silence, Trouble> {
         let mut silent = usual.clone();
         silent.local_flags.remove(LocalFlags::ECHO);
+        let silence = Silence { usual, mask: signal::hold(&ENDING) };
+        signal::catch(&ENDING);
         tcsetattr(fd::IN, SetArg::TCSAFLUSH, &silent)
             .map_err(|errno| Trouble::unable("silence", "the terminal", errno))?;
-        Ok(Silence { usual })
+        Ok(silence)
+    }
+
+    fn prompt(&self, words: &str) -> Result<Secret, Trouble> {
+        let _ = fd::write_all(fd::ERR, words.as_bytes());
+        let typed = line(typing);
+        let _ = fd::write_all(fd::ERR, b"\n");
+        typed
     }
 }
 
 impl Drop for Silence {
     fn drop(&mut self) {
         let _ = tcsetattr(fd::IN, SetArg::TCSAFLUSH, &self.usual);
+        signal::die_of(&ENDING);
+        signal::release(&self.mask);
+    }
+}
+
+/// Waits until there is something to read.
+fn typing() -> Result<(), Trouble> {
+    loop {
+        match signal::wait(&mut [PollFd::new(fd::IN.as_fd(), PollFlags::POLLIN)], None) {
+            Ok(_) => return Ok(()),
+            Err(Errno::EINTR) if ENDING.iter().any(|number| signal::take(*number)) => {
+                return Err(Trouble::temporary("interrupted, nothing was changed"));
+            }
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(Trouble::unable("read", "the password", errno)),
+        }
     }
 }
 
@@ -249,8 +269,14 @@ fn note(words: &str) {
 
 // ---- the file
 
-/// Sets, adds or removes a user.
-fn change(parsed: &Parsed, file: &[u8], name: &[u8], account: &[Vec<u8>]) -> Result<(), Trouble> {
+/// Sets, adds or removes a user. All files are written before the first of them is put into its place.
+fn change(
+    parsed: &Parsed,
+    file: &[u8],
+    name: &[u8],
+    account: &[Vec<u8>],
+    params: Option<&[u8]>,
+) -> Result<(), Trouble> {
     let is_name = (1..=NAME_MAX).contains(&name.len()) && !name.starts_with(b"#");
     if !is_name || name.iter().any(|b| matches!(b, b':' | b'\n' | 0)) {
         return Err(Trouble::permanent("a name has 1 to 255 bytes, no colon, and no # in front"));
@@ -259,14 +285,36 @@ fn change(parsed: &Parsed, file: &[u8], name: &[u8], account: &[Vec<u8>]) -> Res
     // Before the lock: somebody may type slowly.
     let stored = if parsed.has('d') { None } else { Some(make(parsed)?) };
     let lock = lock(file)?;
+    let found = state(&lock, file)?;
     let text = read(&lock, file)?;
     let fresh = rewrite(&text, name, stored.as_deref(), account.as_deref())?;
     if fresh.split(|b| *b == b'\n').any(|line| line.len() > passwd::LINE_MAX && is_of(line, name)) {
         return Err(Trouble::permanent("the line would be too long"));
     }
-    let state = fstat(&*lock).map_err(|errno| Trouble::unable("read", file, errno))?;
-    let _held = replace(file, &fresh, &state)?;
-    index(file, &fresh)
+    let changed = Aside::write(file, &fresh, &found)?;
+    let index = index(file, &fresh, &state(&changed.opened, file)?)?;
+    let published = publish(params, &[file.to_vec()], Some(&fresh))?;
+    // What others do to the new file could not be told from it within this tick of the clock.
+    std::thread::sleep(TICK);
+    let now = stat(fd::path(file)).map_err(|errno| Trouble::unable("read", file, errno))?;
+    if passwd::stamp(&now) != passwd::stamp(&found) {
+        return Err(Trouble::temporary("somebody else has changed the file meanwhile"));
+    }
+    let _held = changed.place()?;
+    index.place()?;
+    published.map_or(Ok(()), Published::place)
+}
+
+/// Indexes of files as they are, and the public parameters.
+fn make_anew(files: &[Vec<u8>], params: Option<&[u8]>) -> Result<(), Trouble> {
+    for file in files {
+        let lock = lock(file)?;
+        // In this order: whatever is changed behind the look at it has another time, and the index is not believed.
+        let found = state(&lock, file)?;
+        std::thread::sleep(TICK);
+        index(file, &read(&lock, file)?, &found)?.place()?;
+    }
+    publish(params, files, None)?.map_or(Ok(()), Published::place)
 }
 
 /// `uid:gid:home`, when it was given.
@@ -340,46 +388,70 @@ fn read(opened: &OwnedFd, file: &[u8]) -> Result<Vec<u8>, Trouble> {
     fd::read_to_end(opened, FILE_MAX).map_err(|errno| Trouble::unable("read", file, errno))
 }
 
-/// Puts bytes where the file is, with the owner and mode that it has. The new file is held against others from
-/// before it can be seen.
-fn replace(file: &[u8], bytes: &[u8], like: &FileStat) -> Result<Flock<OwnedFd>, Trouble> {
-    let fresh = [file, b".new"].concat();
-    let unable = |errno| Trouble::unable("write", &fresh, errno);
-    match nix::unistd::unlink(fd::path(&fresh)) {
-        Ok(()) | Err(Errno::ENOENT) => {} // of somebody who was killed: we have the lock
-        Err(errno) => return Err(unable(errno)),
-    }
-    let opened = fd::create_new(&fresh, 0o600).map_err(unable)?;
-    let opened = Flock::lock(opened, FlockArg::LockExclusive).map_err(|(_, errno)| unable(errno))?;
-    let mode = Mode::from_bits_truncate(like.st_mode & 0o777);
-    nix::unistd::fchown(&*opened, Some(Uid::from_raw(like.st_uid)), Some(Gid::from_raw(like.st_gid)))
-        .or_else(|errno| if Uid::effective().is_root() { Err(errno) } else { Ok(()) })
-        .and_then(|()| nix::sys::stat::fchmod(&*opened, mode))
-        .and_then(|()| fd::write_all(&*opened, bytes))
-        .and_then(|()| fd::fsync(&*opened))
-        .map_err(unable)?;
-    std::fs::rename(fd::path(&fresh), fd::path(file))
-        .map_err(|error| Trouble::unable("rename to", file, qmail::trouble::errno(&error)))?;
-    fd::sync_directory(jail::parent(file))
-        .map_err(|errno| Trouble::unable("sync the directory of", file, errno))?;
-    Ok(opened)
+fn state(opened: &OwnedFd, file: &[u8]) -> Result<FileStat, Trouble> {
+    fstat(opened).map_err(|errno| Trouble::unable("read", file, errno))
 }
 
-/// Makes the index of a file that has this text, by who holds its lock.
-fn index(file: &[u8], text: &[u8]) -> Result<(), Trouble> {
-    let too_big = |_| Trouble::permanent("too many users for an index");
-    // What others did to it in this tick of the clock could not be told from what we have read.
-    std::thread::sleep(TICK);
-    let state = stat(fd::path(file)).map_err(|errno| Trouble::unable("read", file, errno))?;
-    if u64::try_from(state.st_size).ok() != u64::try_from(text.len()).ok() {
-        return Err(Trouble::temporary("somebody else has changed the file meanwhile: run authpasswd -x"));
+/// A file that is whole and on disk, and not yet where it shall be. It is held against others from before it can
+/// be seen.
+struct Aside {
+    file: Vec<u8>,
+    opened: Flock<OwnedFd>,
+    name: Name,
+}
+
+/// A name that is not left behind: by then the file has its place, or shall have none.
+struct Name(Vec<u8>);
+
+impl Drop for Name {
+    fn drop(&mut self) {
+        let _ = nix::unistd::unlink(fd::path(&self.0));
     }
+}
+
+impl Aside {
+    /// With the owner and mode of another one.
+    fn write(file: &[u8], bytes: &[u8], like: &FileStat) -> Result<Aside, Trouble> {
+        let name = [file, b".new"].concat();
+        let unable = |errno| Trouble::unable("write", [file, b".new"].concat(), errno);
+        match nix::unistd::unlink(fd::path(&name)) {
+            Ok(()) | Err(Errno::ENOENT) => {} // of somebody who was killed: we have the lock
+            Err(errno) => return Err(unable(errno)),
+        }
+        let opened = fd::create_new(&name, 0o600).map_err(unable)?;
+        let name = Name(name);
+        let opened = Flock::lock(opened, FlockArg::LockExclusive).map_err(|(_, errno)| unable(errno))?;
+        let mode = Mode::from_bits_truncate(like.st_mode & 0o777);
+        nix::unistd::fchown(&*opened, Some(Uid::from_raw(like.st_uid)), Some(Gid::from_raw(like.st_gid)))
+            .or_else(|errno| if Uid::effective().is_root() { Err(errno) } else { Ok(()) })
+            .and_then(|()| nix::sys::stat::fchmod(&*opened, mode))
+            .and_then(|()| fd::write_all(&*opened, bytes))
+            .and_then(|()| fd::fsync(&*opened))
+            .map_err(unable)?;
+        Ok(Aside { file: file.to_vec(), opened, name })
+    }
+
+    fn place(self) -> Result<Flock<OwnedFd>, Trouble> {
+        let Aside { file, opened, name } = self;
+        std::fs::rename(fd::path(&name.0), fd::path(&file))
+            .map_err(|error| Trouble::unable("rename to", &file, qmail::trouble::errno(&error)))?;
+        fd::sync_directory(jail::parent(&file))
+            .map_err(|errno| Trouble::unable("sync the directory of", &file, errno))?;
+        Ok(opened)
+    }
+}
+
+/// The index of a file that has this text in this state, by who holds its lock.
+fn index(file: &[u8], text: &[u8], found: &FileStat) -> Result<Aside, Trouble> {
+    let too_big = |_| Trouble::permanent("too many users for an index");
     let mut index = Index::new();
-    text.split(|b| *b == b'\n')
-        .filter(|line| line.len() <= passwd::LINE_MAX)
-        .try_for_each(|line| index.add(line))
-        .map_err(too_big)?;
-    replace(&passwd::index_name(file), &index.finish(&state).map_err(too_big)?, &state).map(drop)
+    lines(text).try_for_each(|line| index.add(line)).map_err(too_big)?;
+    Aside::write(&passwd::index_name(file), &index.finish(found).map_err(too_big)?, found)
+}
+
+/// Lines that readers take for lines.
+fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    text.split(|b| *b == b'\n').filter(|line| line.len() <= passwd::LINE_MAX)
 }
 
 // ---- control/scramparams.cdb
@@ -391,12 +463,30 @@ fn sources(params: &[u8]) -> Vec<Vec<u8>> {
     list.split(|b| *b == b'\n').filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect()
 }
 
-/// Makes the public parameters anew, of these files and those that they were made of before.
-fn publish(params: &[u8], files: &[Vec<u8>]) -> Result<(), Trouble> {
+/// The public parameters, made anew, while nobody else makes them.
+struct Published {
+    made: Aside,
+    _held: Flock<OwnedFd>,
+}
+
+impl Published {
+    fn place(self) -> Result<(), Trouble> {
+        self.made.place().map(drop)
+    }
+}
+
+/// Makes the public parameters of these files, the first of them with a text that it is about to have, and of those
+/// that they were made of before.
+fn publish(
+    params: Option<&[u8]>,
+    files: &[Vec<u8>],
+    text: Option<&[u8]>,
+) -> Result<Option<Published>, Trouble> {
+    let Some(params) = params else { return Ok(None) };
     let too_big = |_| Trouble::permanent("too many users for control/scramparams.cdb");
     let directory = fd::open_directory(jail::parent(params))
         .map_err(|errno| Trouble::unable("open the directory of", params, errno))?;
-    let _held = Flock::lock(directory, FlockArg::LockExclusive)
+    let held = Flock::lock(directory, FlockArg::LockExclusive)
         .map_err(|(_, errno)| Trouble::unable("lock the directory of", params, errno))?;
     let mut list = files.to_vec();
     for file in sources(params) {
@@ -406,25 +496,26 @@ fn publish(params: &[u8], files: &[Vec<u8>]) -> Result<(), Trouble> {
     }
     let mut writer = cdb::Writer::new();
     let mut known: HashSet<Vec<u8>> = HashSet::new();
+    let mut add = |line: &[u8]| {
+        let Some(user) = passwd::parse(line) else { return Ok(()) };
+        let scram = stored::parse(&user.stored, Bare::Hash).into_iter().find_map(|value| match value {
+            Value::Scram(scram) => Some(scram.params.text()),
+            _ => None,
+        });
+        let name = user.account.name;
+        match scram.filter(|_| !name.is_empty() && known.insert(name.clone())) {
+            Some(public) => writer.add(&name, &public).map_err(too_big),
+            None => Ok(()),
+        }
+    };
     let mut kept = Vec::new();
-    for file in list {
-        let opened = match fd::open_read(&file) {
-            Ok(opened) => opened,
-            Err(Errno::ENOENT) => continue,
-            Err(errno) => return Err(Trouble::unable("open", &file, errno)),
-        };
-        passwd::each_line(opened, &file, |line| {
-            let Some(user) = passwd::parse(line) else { return Ok(()) };
-            let scram = stored::parse(&user.stored, Bare::Hash).into_iter().find_map(|value| match value {
-                Value::Scram(scram) => Some(scram.params.text()),
-                _ => None,
-            });
-            let name = user.account.name;
-            match scram.filter(|_| !name.is_empty() && known.insert(name.clone())) {
-                Some(public) => writer.add(&name, &public).map_err(too_big),
-                None => Ok(()),
-            }
-        })?;
+    for (at, file) in list.into_iter().enumerate() {
+        match (text, fd::open_read(&file)) {
+            (Some(text), _) if at == 0 => lines(text).try_for_each(&mut add)?,
+            (_, Ok(opened)) => passwd::each_line(opened, &file, &mut add)?,
+            (_, Err(Errno::ENOENT)) => continue,
+            (_, Err(errno)) => return Err(Trouble::unable("open", &file, errno)),
+        }
         kept.push(file);
     }
     writer.add(b"", &kept.join(&b'\n')).map_err(too_big)?;
@@ -433,5 +524,5 @@ fn publish(params: &[u8], files: &[Vec<u8>]) -> Result<(), Trouble> {
         stat(fd::path(&jail::parent(params))).map_err(|errno| Trouble::unable("read", params, errno))?;
     let mut like = stat(fd::path(params)).unwrap_or(like);
     like.st_mode = 0o644;
-    replace(params, &bytes, &like).map(drop)
+    Ok(Some(Published { made: Aside::write(params, &bytes, &like)?, _held: held }))
 }

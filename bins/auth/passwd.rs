@@ -157,7 +157,7 @@ fn warn_of_index(program: &str, file: &[u8]) {
 
 /// Which state of which file: a change of the file changes this, as long as it is not made within the tick of the
 /// clock in which the index was made; `authpasswd` waits for the next one.
-fn stamp(state: &FileStat) -> Vec<u8> {
+pub fn stamp(state: &FileStat) -> Vec<u8> {
     format!("{} {} {}.{}", state.st_ino, state.st_size, state.st_mtime, state.st_mtime_nsec).into_bytes()
 }
 

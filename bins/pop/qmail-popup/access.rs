@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use nix::errno::Errno;
-use qmail::cdb;
+use qmail::auth::scram::Scram;
 use qmail::control::Control;
 use qmail::environ;
 use qmail::sasl::scram::Params;
@@ -11,9 +11,6 @@ use qmail::sasl::{Mechanism, NONCE_BYTES, encode};
 use qmail::sys::random;
 use qmail::trouble::Trouble;
 use qmail::ucspitls::{Facts, Offer};
-
-const PARAMS: &str = "scramparams.cdb";
-const SECRET: &str = "scramsecret";
 
 /// What is offered to a client, and what is known of its connection.
 #[derive(Debug, Default)]
@@ -34,12 +31,6 @@ pub struct Access {
     pub whole: bool,
 }
 
-#[derive(Debug)]
-struct Scram {
-    params: cdb::Reader,
-    secret: Vec<u8>,
-}
-
 impl Access {
     /// Without a home there are no control files, and nothing is stricter than it was.
     pub fn read(control: Option<&Control>, host: &[u8]) -> Result<Access, Trouble> {
@@ -47,7 +38,7 @@ impl Access {
         let (mut insecure, mut scram) = (false, None);
         if let Some(control) = control {
             insecure = control.int("authinsecure", 0)? != 0;
-            scram = read_scram(control)?;
+            scram = Scram::read(control)?;
         }
         let have = Have { checker: true, keys: scram.is_some(), certificates: false };
         Ok(Access {
@@ -83,11 +74,7 @@ impl Access {
 
     /// The parameters of SCRAM for a name: those of its keys, or those of nobody.
     pub fn params(&self, name: &[u8]) -> Option<Params> {
-        let scram = self.scram.as_ref()?;
-        match scram.params.get(name).ok()? {
-            Some(text) => Params::parse(&text),
-            None => Some(Params::invented(&scram.secret, name)),
-        }
+        self.scram.as_ref()?.params(name).ok()
     }
 
     /// Random text, printable and without a comma.
@@ -104,14 +91,4 @@ impl Access {
         self.upgraded = true;
         Ok(())
     }
-}
-
-/// SCRAM is to be had where both files are. Without a secret unknown names could be told from known ones.
-fn read_scram(control: &Control) -> Result<Option<Scram>, Trouble> {
-    let trouble = |errno| Trouble::unable("read", format!("control/{PARAMS}"), errno);
-    let Some(params) = cdb::Reader::open(control.path(PARAMS)).map_err(trouble)? else {
-        return Ok(None);
-    };
-    let secret = control.line(SECRET)?;
-    Ok(secret.filter(|secret| !secret.is_empty()).map(|secret| Scram { params, secret }))
 }

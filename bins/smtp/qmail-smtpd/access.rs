@@ -2,19 +2,13 @@
 
 use crate::around::Facts;
 use crate::submission::Submission;
-use qmail::cdb;
+use qmail::auth::scram::Scram;
 use qmail::control::{Control, Set};
 use qmail::environ;
 use qmail::sasl::Mechanism;
 use qmail::sasl::scram::Params;
 use qmail::sasl::words::{Have, Words};
 use qmail::trouble::Trouble;
-
-/// Public parameters of SCRAM by account, made by who sets passwords.
-const PARAMS: &str = "scramparams.cdb";
-
-/// What the parameters of nobody's name are made of.
-const SECRET: &str = "scramsecret";
 
 /// Logins of this server. The default has none, and asks for none.
 #[derive(Debug, Default)]
@@ -31,12 +25,6 @@ pub struct Access {
     pub submission: Option<Submission>,
 }
 
-#[derive(Debug)]
-struct Scram {
-    params: cdb::Reader,
-    secret: Vec<u8>,
-}
-
 impl Access {
     /// `checker`: there is somebody to check passwords.
     pub fn read(control: &Control, checker: bool) -> Result<Access, Trouble> {
@@ -49,7 +37,7 @@ impl Access {
             return Ok(Access::default());
         }
         let words = Words::parse(setting.as_deref().unwrap_or_default());
-        let scram = if checker { read_scram(control)? } else { None };
+        let scram = if checker { Scram::read(control)? } else { None };
         let certificates = control.set("tlsclients")?.unwrap_or_default();
         let have = Have { checker, keys: scram.is_some(), certificates: !certificates.is_empty() };
         let wanted = words.mechanisms(&have);
@@ -92,21 +80,7 @@ impl Access {
 
     /// The parameters of SCRAM for a name: those of its keys, or those of nobody.
     pub fn params(&self, name: &[u8]) -> Result<Params, Trouble> {
-        let trouble = || Trouble::temporary(format!("control/{PARAMS} has no parameters"));
-        let scram = self.scram.as_ref().ok_or_else(trouble)?;
-        match scram.params.get(name).map_err(|e| e.trouble(format!("control/{PARAMS}")))? {
-            Some(text) => Params::parse(&text).ok_or_else(trouble),
-            None => Ok(Params::invented(&scram.secret, name)),
-        }
+        let scram = self.scram.as_ref().ok_or_else(|| Trouble::temporary("nobody has keys for SCRAM"))?;
+        scram.params(name)
     }
-}
-
-/// SCRAM is to be had where both files are. Without a secret unknown names could be told from known ones.
-fn read_scram(control: &Control) -> Result<Option<Scram>, Trouble> {
-    let trouble = |errno| Trouble::unable("read", format!("control/{PARAMS}"), errno).status("4.3.0");
-    let Some(params) = cdb::Reader::open(control.path(PARAMS)).map_err(trouble)? else {
-        return Ok(None);
-    };
-    let secret = control.line(SECRET)?;
-    Ok(secret.filter(|secret| !secret.is_empty()).map(|secret| Scram { params, secret }))
 }

@@ -3,6 +3,7 @@
 
 pub mod door;
 pub mod launcher;
+pub mod scram;
 pub mod services;
 
 use crate::fd;
