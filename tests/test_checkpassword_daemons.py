@@ -31,7 +31,7 @@ class Asking(unittest.TestCase):
         self.addCleanup(shutil.rmtree, self.base, ignore_errors=True)
         self.socket = os.path.join(self.base, "socket")
 
-    def check(self, name, password, *program, options=(), more=b"", account=ACCOUNT, env=None):
+    def check(self, name, password, *program, options=(), more=b"", account=ACCOUNT, env=None, fds=None):
         argv = [self.checker, "-p", self.socket, *(["-u", account] if account else []), *options, *(program or ("true",))]
         login = name.encode() + b"\0" + password.encode() + b"\0<1.2@h>\0" + more
         passwd = os.path.join(self.base, "passwd")
@@ -40,7 +40,7 @@ class Asking(unittest.TestCase):
             with open(passwd, "w") as f:
                 f.write(f"root:x:0:0::/root:/bin/sh\n{ACCOUNT}:x:{UID}:{GID}::{self.base}:/bin/sh\njoe:x:12345:23456::{self.base}:/bin/sh\n")
             argv = ["unshare", "-m", "sh", "-c", 'mount --bind "$0" /etc/passwd && exec "$@"', passwd, harness.program(argv[0]), *argv[1:]]
-        result = harness.run(argv, fds={3: login}, env={**os.environ, **(env or {})})
+        result = harness.run(argv, fds={3: login, **(fds or {})}, env={**os.environ, **(env or {})})
         self.assertNotIn(b"pencil", result.err)
         return result
 
@@ -124,8 +124,12 @@ class Dovecot(Asking):
                 self.assertEqual((result.code, b"unable to ask" in result.err), (code, code == 111), result)
 
     def test_who_is_let_in_is_whom_dovecot_names(self):
-        self.fake(b"OK\t1\tuser=joe@example.org\n")
+        self.fake(*[b"OK\t1\tuser=joe@example.org\n"] * 3)
         self.assertEqual(self.check("Joe", "pencil", "sh", "-c", 'echo "$USER"').out, b"joe@example.org\n")
+        # Who asks for it learns the name, behind where a signature would be, and the program sees nothing of that.
+        for asked, said in ({"SASL_ACCOUNT_FD": "4"}, b"\njoe@example.org"), ({}, b""):
+            result = self.check("Joe", "pencil", "sh", "-c", 'echo "${SASL_ACCOUNT_FD-gone}"', env=asked, fds={4: "capture"})
+            self.assertEqual((result.code, result.out, result.fds[4]), (0, b"gone\n", said))
 
     def test_nobody_is_asked_for_what_is_no_password(self):
         for more in (b"CRAM-MD5\0smtp\0\0", b"SCRAM-SHA-256\0\0\0"):

@@ -37,11 +37,9 @@ def sources(program):
     for directory, _, names in os.walk(os.path.join(place, program)):
         paths += [os.path.join(directory, name) for name in names if name.endswith(".rs")]
     text = "".join(open_text(path) for path in paths if os.path.exists(path))
-    modules = set(re.findall(r"\b(?:qmail::|\{)?([a-z]+)::", text))
-    for module in modules:
-        path = os.path.join(ROOT, "bins", "lib", "src", module + ".rs")
-        if os.path.exists(path):
-            text += open_text(path)
+    modules = {name + ".rs" for name in re.findall(r"\b(?:qmail::|\{)?([a-z]+)::", text)}
+    for directory, _, names in os.walk(os.path.join(ROOT, "bins", "lib", "src")):
+        text += "".join(open_text(os.path.join(directory, name)) for name in names if name in modules)
     return text
 
 

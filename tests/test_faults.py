@@ -114,7 +114,7 @@ class SinglePrograms(Case):
                 self.assertEqual(self.home.inject(b"x\n", "a@b", ["joe"]).code, 61)
                 for argv in (["qmail-send"], ["qmail-start", "./Maildir/"], ["qmail-queued"], ["qmail-clean"],
                              ["qmail-lspawn", "x"], ["qmail-rspawn"], ["qmail-inject", "joe"], ["sendmail", "joe"],
-                             ["qmail-newu"], ["qmail-newmrh"], ["qmail-qread"], ["qmail-tcpto"], ["qmail-tcpok"],
+                             ["qmail-newu"], ["qmail-newmrh"], ["qmail-newsenders"], ["qmail-qread"], ["qmail-tcpto"], ["qmail-tcpok"],
                              ["forward", "joe"]):
                     result = self.home.run(argv, b"x\n", env={"NEWSENDER": "", "DTLINE": "Delivered-To: x\n"})
                     self.assertEqual(result.code, 111, argv)

@@ -446,6 +446,8 @@ ROWS = {
     "qmail-tcpto": (LANDLOCK, ("qmailr", "qmail-tcpto"), NO_FILTER),
     "qmail-tcpok": (LANDLOCK, ("qmailr", "qmail-tcpok"), NO_FILTER),
     "qmail-newmrh": (LANDLOCK, ("root", "qmail-newmrh"), ROOT_TOO | {"control", "make control", "write control", "unlink control"}),
+    "qmail-newsenders": (LANDLOCK, ("root", "qmail-newsenders"),
+                         ROOT_TOO | {"control", "make control", "write control", "unlink control"}),
 }
 
 

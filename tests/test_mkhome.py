@@ -7,7 +7,7 @@ import stat
 import subprocess
 import unittest
 
-from tests import harness
+from tests import harness, tinycdb
 from tests.harness import BIN, ROOT, Home
 
 MKHOME = os.path.join(ROOT, "scripts", "mkhome")
@@ -113,17 +113,24 @@ class Mkhome(unittest.TestCase):
         self.make("--user", "joe:other", "--user", "ann:word")
         after = self.everything()
         changed = {n for n in before if before[n] != after.get(n)}
-        self.assertEqual(changed, {"users/assign", "users/cdb", "users/passwd"})
+        self.assertEqual(changed, {"control/scramparams.cdb", "users/assign", "users/cdb", "users/passwd", "users/passwd.cdb"})
         self.assertEqual({n for n in after if n not in before and not n.startswith("home/ann")}, set())
         self.assertIn("=ann:ann:", self.read("users/assign"))
         self.assertEqual(self.read("users/passwd").count("joe:"), 1)
         joe = [line for line in before["users/passwd"][2].decode().splitlines() if line.startswith("joe:")]
         self.assertIn(joe[0], self.read("users/passwd"))
 
-    def test_the_hash_is_a_salted_one_and_a_user_without_password_has_none(self):
+    def test_the_hash_is_a_salted_one_with_keys_for_scram_and_a_user_without_password_has_none(self):
         self.make("--user", "joe:secret", "--user", "jim:secret", "--user", "mute")
         lines = dict(line.split(":", 1) for line in self.read("users/passwd").splitlines())
-        self.assertTrue(lines["joe"].startswith("$6$"))
+        for name in ("joe", "jim"):
+            stored, keys = lines[name].split(":")[0].split(" ")
+            self.assertTrue(stored.startswith("$y$") and keys.startswith("{SCRAM-SHA-256}10000,"), lines[name])
+            result = harness.run(["checkpassword-file", os.path.join(self.home, "users/passwd"), "true"],
+                                 fds={3: f"{name}\0secret\0\0".encode()}, as_user=harness.owner()[1:] if os.geteuid() == 0 else None)
+            self.assertEqual((result.code, result.err), (0, b""))
+        with open(os.path.join(self.home, "control/scramparams.cdb"), "rb") as f:
+            self.assertEqual({key for key, _ in tinycdb.records(f.read())}, {b"", b"joe", b"jim"})
         self.assertNotEqual(lines["joe"].split(":")[0], lines["jim"].split(":")[0])
         self.assertTrue(lines["mute"].startswith("*:"))
 

@@ -6,6 +6,7 @@ import unittest
 
 from tests import namespace
 from tests.dnsserver import A, NXDOMAIN, SERVFAIL, Responder
+from tests.faults import Small
 from tests.harness import Home, owner, wait_for
 from tests.tlsrig import Certificates, Web, page
 
@@ -242,6 +243,24 @@ class Serving(Case):
         with self.web() as web:
             self.assertEqual(self.ask("good.test", "good.test"), [ENFORCE, ENFORCE])
         self.assertEqual(len(web.asked), 2)
+
+    @namespace.alone
+    def test_a_full_disk_keeps_what_is_kept_and_leaves_nothing_else(self):
+        self.known(identity="0")
+        disk = Small(self.home.file("sts"))
+        self.addCleanup(disk.end)
+        before = self.kept()
+        for fill in (disk.fill, disk.take_inodes):
+            fill()
+            full = os.listdir(self.home.file("sts"))
+            with self.web():
+                self.assertEqual(self.ask("good.test"), [ENFORCE], "what is new holds all the same")
+            self.assertEqual(self.ask("good.test"), [self.OLD], "the web server is gone")
+            self.assertEqual((sorted(os.listdir(self.home.file("sts"))), self.kept()), (sorted(full), before))
+            disk.free()
+        with self.web():
+            self.assertEqual(self.ask("good.test"), [ENFORCE])
+        self.assertRegex(self.kept(), r"^mta-sts 1\nfetched 1 \d+\n")
 
     @namespace.alone
     def test_it_ends_with_the_program_and_leaves_nothing(self):

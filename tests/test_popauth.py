@@ -6,6 +6,7 @@ import time
 import unittest
 
 from tests import harness
+from tests.faults import Small, own_mounts
 from tests.harness import wait_for
 
 UID, GID = harness.owner()[1:]
@@ -122,6 +123,23 @@ class PopBeforeSmtp(unittest.TestCase):
         result = self.login("192.0.2.7")
         self.assertEqual((result.code, result.out), (0, b"in\n"))
         self.assertIn(b"popauth: warning: ", result.err)
+
+    @own_mounts
+    def test_a_full_disk_has_room_for_an_address_and_without_names_mail_is_read(self):
+        self.login("192.0.2.7")
+        disk = Small(self.open, inodes=40)
+        self.addCleanup(disk.end)
+        disk.fill()
+        self.age("192.0.2.7", 5000)
+        for address in ("192.0.2.7", "192.0.2.8"):
+            result = self.login(address)
+            self.assertEqual((result.code, result.out, result.err, self.may(address)), (0, b"in\n", b"", ""))
+        disk.take_inodes()
+        before = self.files()
+        result = self.login("192.0.2.9")
+        self.assertEqual((result.code, result.out, self.may("192.0.2.9"), self.files()), (0, b"in\n", "closed", before))
+        self.assertRegex(result.err, rb"popauth: warning: unable to write [^ ]*/192\.0\.2\.9: [a-z ]*\n")
+        wait_for(lambda: not self.left(), "the children to end")
 
     def test_relayclient_is_the_administrators_word(self):
         self.login("192.0.2.7")

@@ -410,6 +410,29 @@ class WrongPasswords(logins.InAHome):
         wait_for(lambda: len(self.logins()) == 4, "all lines")
         self.assertEqual(self.authd.log().count("LOGIN FAILED"), 2)
 
+    def test_fail2ban_itself_finds_the_line_in_every_log(self):
+        root = os.path.join(harness.ROOT, "tests", "tools", "root")
+        if not os.path.exists(os.path.join(root, "usr/bin/fail2ban-regex")):
+            raise unittest.SkipTest("fail2ban is not unpacked (scripts/test-packages)")
+        self.assertEqual(self.ask("true", name="joe", password="wrong", ip="192.0.2.1").answer(), 1)
+        refused = self.authd.wait_log(r"^qmail-authd: LOGIN FAILED, .*$")[0]
+        refused = [refused, refused.replace("authd", "smtpd").replace("192.0.2.1", "2001:db8::1")]
+        others = ["qmail-smtpd: LOGIN, user=joe, method=PLAIN, ip=[192.0.2.1]", "qmail-authd: login: true joe 192.0.2.1 refused 1"]
+        befores = ["@40000000692082f10d1c9a4c ", "2026-11-21T21:00:00.12345 ", "2026-11-21 21:00:00 ", "Nov 21 21:00:00 host qmail: 1795294800.123456 ",
+                   "Nov 21 21:00:00 host qmail-authd[12]: ", "2026-11-21T21:00:00.123+00:00 host qmail-submission[12]: "]
+        with open(os.path.join(harness.ROOT, "doc", "man", "qmail-authd.8")) as f:
+            told = re.search(r"^filter = (.*)$", f.read(), re.M)[1].replace("\\e", "\\")
+
+        def found(befores, name):
+            log = self.home.write("log-of-logins", "".join(f"{before}{line}\n" for before in befores for line in refused + others))
+            done = subprocess.run(["python3", root + "/usr/bin/fail2ban-regex", "-c", root + "/etc/fail2ban", "-o", "ip", log, name],
+                                  env={**os.environ, "PYTHONPATH": root + "/usr/lib/python3/dist-packages", "PYTHONDONTWRITEBYTECODE": "1"},
+                                  capture_output=True, text=True, timeout=harness.TIMEOUT)
+            return done.stdout.split()
+        self.assertEqual(found(befores, told), ["192.0.2.1", "2001:db8::1"] * len(befores))
+        self.assertEqual(found(befores[:3], "courier-auth"), ["192.0.2.1", "2001:db8::1"] * 3)
+        self.assertEqual(found([before.replace("[12]", "") for before in befores[3:]], told.replace("[", "[logtype=journal,", 1)), ["192.0.2.1", "2001:db8::1"] * 3)
+
     def test_the_log_names_who_and_never_the_password_and_nothing_can_spoil_it(self):
         self.ask("check", name="joe\n\x1b[31mroot 192.0.2.1 ok", password="sesame-of-joe", ip="192.0.2.1")
         self.ask(["nix\nqmail-authd: login: x"], name="", password="sesame-of-joe")

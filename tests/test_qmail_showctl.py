@@ -152,6 +152,20 @@ class Showctl(unittest.TestCase):
         HOME.control("morercpthosts.cdb", "damaged")
         self.assertEqual(database(), "Oops! Trouble reading this file.")
 
+    def test_the_index_of_senders_is_compared_with_them(self):
+        index = lambda: self.sections()["submissionsenders.cdb"]
+        self.assertEqual(index(), "(Default.) submissionsenders is read at each login.")
+        HOME.control("submissionsenders", "joe:a@b.example\n")
+        self.assertEqual(HOME.run(["qmail-newsenders"]).code, 0)
+        self.assertEqual(index(), "Up to date.")
+        HOME.control("submissionsenders", "joe:a@c.example\n")
+        self.assertEqual(index(), "Oops! submissionsenders.cdb is not of submissionsenders as it is. Run qmail-newsenders.")
+        os.unlink(HOME.file("control/submissionsenders"))
+        self.assertEqual(index(), "Oops! submissionsenders.cdb exists but submissionsenders doesn't.")
+        HOME.control("submissionsenders", "")
+        HOME.control("submissionsenders.cdb", "damaged")
+        self.assertEqual(index(), "Oops! Trouble reading this file.")
+
     def test_output_that_cannot_be_written_is_111(self):
         with open("/dev/full", "wb") as full:
             self.assertEqual(HOME.run(["qmail-showctl"], fds={1: full.fileno()}).code, 111)
@@ -394,6 +408,16 @@ class OfASystemHome(unittest.TestCase):
             self.do(re.search(r"((?:chown|chmod) .*)$", line)[1].replace("~", self.HOME))
         self.assertEqual(self.look()[1], [])
         self.do("mv control/helohost.keep control/helohost; rm control/smtproutes*; mv control/me.keep control/me; chmod 755 control users bin")
+
+    def test_passwords_at_relays_are_for_group_qmail_and_nobody_else(self):
+        self.addCleanup(self.do, "rm -f control/smtpauth")
+        for owner, mode, line in (("root:qmail", "640", None), ("root:qmail", "644", "is for"), ("root:root", "640", "is for"), ("qmailr:qmail", "640", "qmailr owns it")):
+            self.do(f"echo isp:joe secret >control/smtpauth; chown {owner} control/smtpauth; chmod {mode} control/smtpauth")
+            problems = self.look()[1]
+            self.assertEqual([line in problem for problem in problems], [True] if line else [], problems)
+            for problem in problems:
+                self.do(re.search(r"((?:chown|chmod) .*)$", problem)[1].replace("~", self.HOME))
+            self.assertEqual(self.look()[1], [])
 
     def test_two_roles_of_one_account_are_no_wall(self):
         self.do("cp -p users/ids users/keep; sed -i \"s/^qmaill:.*/qmaill:$(id -u qmaild):$(id -g qmaild)/\" users/ids")

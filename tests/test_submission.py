@@ -9,7 +9,7 @@ import smtplib
 import subprocess
 import unittest
 
-from tests import checkers, harness, logins
+from tests import checkers, harness, logins, tinycdb
 from tests.certificates import Certified, files_of, self_signed
 from tests.checkers import b64, plain
 from tests.harness import Home, Line, dialogue
@@ -96,6 +96,32 @@ class Submission(unittest.TestCase):
             S: 553 ...
         """)
 
+    def test_the_index_of_senders_is_asked_as_long_as_it_is_of_the_file(self):
+        self.addCleanup(lambda: os.path.exists(HOME.file("control/submissionsenders.cdb")) and HOME.remove_control("submissionsenders.cdb"))
+
+        def may(sender):
+            line = self.log_in()
+            line.send(f"MAIL FROM:<{sender}>\r\n")
+            return line.expect("...")[:3] == "250"
+        HOME.control("submissionsenders", "JOE:a@example.net\n# joe:b@example.net\n")
+        self.assertEqual(HOME.run(["qmail-newsenders"]).code, 0)
+        self.assertEqual((may("a@example.net"), may("b@example.net")), (True, False))
+        # What only the index has: it was asked.
+        with open(HOME.file("control/submissionsenders.cdb"), "rb") as f:
+            records = dict(tinycdb.records(f.read()))
+        HOME.write("control/submissionsenders.cdb", tinycdb.make([(b"joe", b"c@example.net"), (b"\n", records[b"\n"])]))
+        self.assertEqual((may("a@example.net"), may("c@example.net")), (False, True))
+        HOME.control("submissionsenders", "joe:d@example.net d2@example.net\n")
+        self.assertEqual((may("c@example.net"), may("d2@example.net")), (False, True))
+        said = harness.run(["qmail-smtpd", "checker", "true"], b"QUIT\r\n", env=self.env()).err
+        self.assertEqual(said, b"qmail-smtpd: warning: the index of control/submissionsenders is not of this file: run qmail-newsenders\n")
+        HOME.write("control/submissionsenders.cdb", "damaged")
+        result = harness.run(["qmail-smtpd", "checker", "true"], env=self.env())
+        self.assertEqual((result.out[:3], b"control/submissionsenders.cdb: damaged database" in result.err), (b"421", True), result)
+        HOME.write("control/submissionsenders.cdb", tinycdb.make([(b"joe", b"c@example.net"), (b"\n", records[b"\n"])]))
+        HOME.remove_control("submissionsenders")
+        self.assertEqual(may("c@example.net"), False)
+
     def send(self, message):
         line = self.log_in()
         dialogue(line, """
@@ -160,7 +186,54 @@ class Rate(logins.InAHome):
         self.send(1, "354 go ahead")
         self.home.control("submissionrate", "3\n")
         self.authd.stop()
+        self.send(1, "451 unable to see now how much your account has sent (#4.3.0)")
+        self.send(1, "451 ...", queue=False)
+        self.home.remove_control("submissionrate")
         self.send(1, "354 go ahead")
+
+    def name(self, said):
+        """A checker that lets everybody in and has a name for them."""
+        self.script("names", f'test "$SASL_ACCOUNT_FD" = 4 && printf {said} >&4; shift; exec true')
+
+    def log_in(self, name, *words):
+        line = Line.start(["qmail-smtpd", *words, "names", "program"], {**self.home.env, "SUBMISSION": "1", "TCPREMOTEIP": "192.0.2.7"})
+        self.addCleanup(line.close)
+        dialogue(line, f"S: 220 ...\nC: AUTH PLAIN {plain(name, 'x')}\nS: 235 ...")
+        return line
+
+    def test_an_account_is_whom_the_checker_names(self):
+        self.name(r"'\njoe@example.net'")
+        for words in ((), ("authask",)):
+            line = self.log_in("Joe@other.example", *words)
+            dialogue(line, """
+                C: MAIL FROM:<joe@other.example>
+                S: 553 ...
+                C: MAIL FROM:<joe-x@example.net>
+                S: 250 ok
+                C: RCPT TO:<a@test.example>
+                S: 250 ok
+                C: RCPT TO:<b@test.example>
+                S: 250 ok
+            """)
+        dialogue(line, "C: DATA\nS: 354 ...\nC: Subject: x\nC:\nC: .\nS: 250 ...")
+        for typed, expected in (("another", "450 ..."), ("joe@example.net", "450 ...")):
+            dialogue(self.log_in(typed, "authask"), f"""
+                C: MAIL FROM:<>
+                S: 250 ok
+                C: RCPT TO:<a@test.example>
+                S: 250 ok
+                C: RCPT TO:<b@test.example>
+                S: 250 ok
+                C: DATA
+                S: {expected}
+            """)
+
+    def test_a_checker_that_has_no_good_name_leaves_the_one_that_was_typed(self):
+        for said in ("''", "joe@example.net", r"'\n'", r"'\na\nb'", r"'\na\000b'"):
+            self.name(said)
+            for words in ((), ("authask",)):
+                line = self.log_in("jim@example.com", *words)
+                dialogue(line, "C: MAIL FROM:<jim@example.com>\nS: 250 ok\nC: MAIL FROM:<joe@example.net>\nS: 553 ...")
 
 
 class BehindTlsserver(Certified):
@@ -338,6 +411,31 @@ class BehindTlsserver(Certified):
                 env={**env, "HOME": HOME.base, "TERM": "dumb", "MAILRC": "/dev/null", "LC_ALL": "C.UTF-8"}, timeout=harness.TIMEOUT)
             self.assertIn("\nread me\n", done.stdout, done.stderr)
             server.wait_log(r"^tlsserver: tls \d+ TLSv1\.3 \S+ localhost full$")
+
+    def test_a_program_of_qmailqueue_is_told_who_sends_and_how(self):
+        HOME.write("environ.sh", '#!/bin/sh\ncat >/dev/null\ncat <&1 >/dev/null\nenv >"$CAPTURE_DIR/environ"\n', 0o755)
+        for options, client in ((["-n"], self.by_starttls), ([], self.at_once)):
+            # What the run script has of these is nobody's word.
+            server = self.serve(*options, program=("qmail-smtpd", "checker", "true"), QMAILQUEUE=HOME.file("environ.sh"),
+                                SMTPAUTHUSER="mallory", TLS_PROTOCOL="TLSv9")
+            with client(server) as smtp:
+                smtp.sendmail("x@elsewhere.example", ["joe@test.example"], "Subject: x\n\nhi\n")
+                told = self.told()
+                self.assertEqual(told["TLS_PROTOCOL"], "TLSv1.3")
+                self.assertEqual(told.keys() & {"SMTPAUTHUSER", "SMTPAUTHMETHOD", "RELAYCLIENT"}, set())
+                smtp.user, smtp.password = "joe", "secret"
+                smtp.auth("PLAIN", smtp.auth_plain)
+                smtp.sendmail("joe@test.example", ["x@elsewhere.example"], "Subject: x\n\nhi\n")
+                told = self.told()
+            wanted = {"SMTPAUTHUSER": "joe", "SMTPAUTHMETHOD": "PLAIN", "RELAYCLIENT": "", "TCPREMOTEINFO": "joe", "TCPREMOTEIP": "127.0.0.1",
+                      "TLS_PROTOCOL": "TLSv1.3", "SSL_PROTOCOL": "TLSv1.3", "TLS_SERVER_NAME": "localhost"}
+            self.assertEqual({name: told.get(name) for name in wanted}, wanted)
+            self.assertTrue(told["TLS_CIPHER"].startswith("TLS_AES_"), told)
+            self.assertEqual([name for name in told if name in ("TLS_EXPORTER", "TLS_SERVER_END_POINT") or name.startswith("SSL") and name.endswith("FD")], [])
+            self.assertNotIn("secret", "".join(told.values()))
+
+    def told(self):
+        return dict(line.split("=", 1) for line in checkers.read(self.kept, "environ").decode().splitlines())
 
     @unittest.skipUnless(shutil.which("msmtp"), "scripts/test-packages installs msmtp")
     def test_msmtp_trusts_the_certificate_and_sends(self):

@@ -146,10 +146,20 @@ class Made(unittest.TestCase):
         write("users/assign", ".\n")
         sh(f"echo mail >alias/Maildir/new/1.x; chown alias alias/Maildir/new/1.x; mkdir -p queue/mess/3;"
            f"echo m >queue/mess/3/26; chown qmailq:qmail queue/mess/3/26; chmod 0640 control/me", cwd=HOME)
+        # Keys and passwords, by whom they are for.
+        sh("mkdir -p control/tls/default; cd control; echo k >tls/default/key.pem; echo c >tls/default/cert.pem; echo s:u p >smtpauth;"
+           "chown qmailp tls/default/key.pem; chmod 600 tls/default/key.pem; chown root:qmail smtpauth; chmod 640 smtpauth", cwd=HOME)
         before = everything()
         made("--me", "other.example")
         self.assertEqual(everything(), before)
-        sh("rm queue/mess/3/26 alias/Maildir/new/1.x users/assign", cwd=HOME)
+        self.assertEqual([line for line in self.check() if "control" in line], [])
+        sh("chown qmailp control/tls/default/cert.pem; chmod g+w control/tls/default/key.pem", cwd=HOME)
+        self.assertEqual(sorted(line for line in self.check() if "control" in line),
+                         [f"instcheck: control/tls/default/{name}.pem: others than root can change it" for name in ("cert", "key")])
+        made()
+        self.assertEqual([(os.stat(f"{HOME}/control/tls/default/{name}.pem").st_uid, oct(os.stat(f"{HOME}/control/tls/default/{name}.pem").st_mode)[-3:])
+                          for name in ("cert", "key")], [(0, "644"), (0, "600")])
+        sh("rm -r queue/mess/3/26 alias/Maildir/new/1.x users/assign control/tls control/smtpauth", cwd=HOME)
 
     # What is done to the home, and the line that says so.
     DAMAGE = [

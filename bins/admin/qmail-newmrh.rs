@@ -7,19 +7,11 @@
 #![forbid(unsafe_code)]
 
 use jail::{Jail, programs};
-use nix::errno::Errno;
 use nix::sys::stat::{Mode, umask};
-use qmail::cdb::{ReplaceError, TooBig, Writer, replace};
+use qmail::cdb::{TooBig, Writer};
 use qmail::home::Home;
 use qmail::trouble::Trouble;
-use qmail::{control, fd, program};
-
-const SOURCE: &str = "control/morercpthosts";
-const TEMPORARY: &str = "control/morercpthosts.tmp";
-const TARGET: &str = "control/morercpthosts.cdb";
-
-/// A million domains and more; the database made of them is built in memory.
-const SOURCE_MAX: usize = 256 * 1024 * 1024;
+use qmail::{control, program, table};
 
 fn main() {
     program::run("qmail-newmrh", "qmail-newmrh", newmrh)
@@ -29,17 +21,8 @@ fn newmrh(args: program::Args) -> Result<(), Trouble> {
     args.none()?;
     umask(Mode::from_bits_truncate(0o033));
     let home = Home::find()?;
-    let path = home.path("");
-    nix::unistd::chdir(fd::path(&path)).map_err(|e| Trouble::unable("chdir to", &path, e))?;
     Jail::of(&programs::QMAIL_NEWMRH).home(&home).close()?;
-    let text = fd::open_read(SOURCE)
-        .and_then(|file| fd::read_to_end(file, SOURCE_MAX))
-        .map_err(|e| Trouble::unable("read", SOURCE, e))?;
-    let file = compile(&text).map_err(|TooBig| Trouble::unable("write to", TEMPORARY, Errno::EFBIG))?;
-    replace(TARGET.as_bytes(), TEMPORARY.as_bytes(), &file, 0o644).map_err(|error| match error {
-        ReplaceError::Open(e) | ReplaceError::Write(e) => Trouble::unable("write to", TEMPORARY, e),
-        ReplaceError::Rename(e) => Trouble::unable("move", format!("{TEMPORARY} to {TARGET}"), e),
-    })
+    table::compile(&home.control(), "morercpthosts", "morercpthosts.cdb", |text, _| compile(text))
 }
 
 /// A record without data for each domain: qmail-smtpd asks only whether there is one.

@@ -4,6 +4,7 @@
 use crate::login::{misused, refused};
 use nix::errno::Errno;
 use nix::unistd::{Gid, Uid, User};
+use qmail::auth::tell_account;
 use qmail::environ::Environ;
 use qmail::fd;
 use qmail::program;
@@ -34,6 +35,9 @@ impl Account {
             return Trouble::unable("switch to", &self.home, errno);
         }
         let mut environ = Environ::inherited();
+        if let Err(errno) = tell_account(&mut environ, &self.name) {
+            return Trouble::unable("write to", "descriptor 4", errno);
+        }
         environ.set("USER", &self.name);
         environ.set("HOME", &self.home);
         environ.set("SHELL", &self.shell);
@@ -54,7 +58,7 @@ pub fn program_of(list: &[Vec<u8>]) -> Result<&[Vec<u8>], Trouble> {
     if list.is_empty() { Err(misused("no program to run")) } else { Ok(list) }
 }
 
-/// What the account database says of a name: the account, and the word in the place of a password.
+/// What the account database says of a name: the account, by the name that it has there, and the word in the place of a password.
 pub fn of_system(name: &[u8]) -> Result<Option<(Account, Vec<u8>)>, Trouble> {
     // The library wants text; a name that is none is nobody's.
     let Ok(text) = std::str::from_utf8(name) else { return Ok(None) };
@@ -64,7 +68,7 @@ pub fn of_system(name: &[u8]) -> Result<Option<(Account, Vec<u8>)>, Trouble> {
         Err(errno) => return Err(Trouble::temporary("unable to read the account database").because(errno)),
     };
     let account = Account {
-        name: name.to_vec(),
+        name: user.name.into_bytes(),
         uid: user.uid,
         gid: user.gid,
         home: user.dir.into_os_string().into_vec(),
@@ -80,5 +84,8 @@ pub fn behind(name: &[u8], shared: Option<&[u8]>) -> Result<Account, Trouble> {
         Some(shared) => Trouble::temporary([b"there is no account ", shared].concat()),
         None => refused(),
     })?;
-    Ok(Account { name: name.to_vec(), ..account })
+    Ok(match shared {
+        Some(_) => Account { name: name.to_vec(), ..account },
+        None => account,
+    })
 }

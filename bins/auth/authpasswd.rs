@@ -26,12 +26,12 @@ use qmail::home::Home;
 use qmail::program::{self, Args, Parsed};
 use qmail::sasl::scram::{COUNT, Params, SALT_BYTES};
 use qmail::sys::{random, signal};
+use qmail::table::{self, TICK};
 use qmail::trouble::Trouble;
 use qmail::{cdb, decimal, fd};
 use std::collections::HashSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
-use std::time::Duration;
 
 const USAGE: &str = "authpasswd [-mn] [-s scheme] [-P params] file name [uid gid home] | -d [-P params] file name | \
                      -x [-P params] file ... | -p [-mn] [-s scheme]";
@@ -52,9 +52,6 @@ const CRYPT_SALT: usize = 32;
 
 /// The file of users, for what is kept in memory: some 100 bytes a user.
 const FILE_MAX: usize = 1024 * 1024 * 1024;
-
-/// Two changes of a file within a tick of the kernel's clock look alike; ticks are 1 to 10 ms.
-const TICK: Duration = Duration::from_millis(20);
 
 /// What people at a terminal, and who ends their session, would end this program with.
 const ENDING: [Signal; 5] =
@@ -297,7 +294,7 @@ fn change(
     // What others do to the new file could not be told from it within this tick of the clock.
     std::thread::sleep(TICK);
     let now = stat(fd::path(file)).map_err(|errno| Trouble::unable("read", file, errno))?;
-    if passwd::stamp(&now) != passwd::stamp(&found) {
+    if table::state(&now) != table::state(&found) {
         return Err(Trouble::temporary("somebody else has changed the file meanwhile"));
     }
     let _held = changed.place()?;

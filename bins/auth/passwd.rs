@@ -16,6 +16,7 @@ use nix::unistd::{Gid, Uid};
 use qmail::auth::Secret;
 use qmail::cdb;
 use qmail::program::Args;
+use qmail::table;
 use qmail::timed::{Line, Reader};
 use qmail::trouble::Trouble;
 use qmail::{decimal, fd};
@@ -155,12 +156,6 @@ fn warn_of_index(program: &str, file: &[u8]) {
     let _ = fd::write_all(fd::ERR, &line.concat());
 }
 
-/// Which state of which file: a change of the file changes this, as long as it is not made within the tick of the
-/// clock in which the index was made; `authpasswd` waits for the next one.
-pub fn stamp(state: &FileStat) -> Vec<u8> {
-    format!("{} {} {}.{}", state.st_ino, state.st_size, state.st_mtime, state.st_mtime_nsec).into_bytes()
-}
-
 /// None when there is no index, or none of this state of the file.
 fn by_index(file: &[u8], name: &[u8], state: &FileStat, bare: Bare) -> Result<Option<Found>, Trouble> {
     let index = index_name(file);
@@ -176,7 +171,8 @@ fn by_index(file: &[u8], name: &[u8], state: &FileStat, bare: Bare) -> Result<Op
     let reader = cdb::Reader::new(opened).map_err(|errno| Trouble::unable("read", &index, errno))?;
     let get = |key: &[u8]| reader.get(key).map_err(|error| error.trouble(&index));
     let Some(head) = get(b"")?.filter(|_| is_ours) else { return Ok(None) };
-    let Some(usual) = head.strip_prefix(stamp(state).as_slice()).and_then(|rest| rest.strip_prefix(b"\n"))
+    let Some(usual) =
+        head.strip_prefix(table::state(state).as_slice()).and_then(|rest| rest.strip_prefix(b"\n"))
     else {
         return Ok(None);
     };
@@ -218,7 +214,7 @@ impl Index {
 
     /// The file of the index.
     pub fn finish(mut self, state: &FileStat) -> Result<Vec<u8>, cdb::TooBig> {
-        let head = [stamp(state).as_slice(), b"\n", &self.usual.unwrap_or_default()].concat();
+        let head = [table::state(state).as_slice(), b"\n", &self.usual.unwrap_or_default()].concat();
         self.writer.add(b"", &head)?;
         self.writer.finish()
     }

@@ -16,7 +16,8 @@
 use jail::{Jail, programs};
 use nix::errno::Errno;
 use qmail::auth::door::{self, Request};
-use qmail::auth::{SIGNATURE_FD, Secret};
+use qmail::auth::{SIGNATURE_FD, Secret, tell_account};
+use qmail::environ::Environ;
 use qmail::fd;
 use qmail::home::Home;
 use qmail::program::{self, Args};
@@ -39,8 +40,9 @@ fn ask(args: Args) -> Result<(), Trouble> {
     let fields = read_fields()?;
     let signature = fd::take(SIGNATURE_FD).ok();
     let answer = door::ask(&home, Request::new(fields, args.list()), fd::IN, fd::OUT)?;
-    if let Some(file) = signature.filter(|_| !answer.signature.is_empty()) {
-        let _ = fd::write_all(file, &answer.signature);
+    if let Some(file) = signature {
+        let _ = fd::write_all(&file, &answer.signature);
+        let _ = tell_account(&mut Environ::inherited(), &answer.account);
     }
     Err(Trouble::exit(answer.code, ""))
 }

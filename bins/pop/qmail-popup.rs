@@ -25,7 +25,7 @@ use pop::access::Access;
 use pop::connection::Answers;
 use pop::login::{Unread, talk};
 use qmail::auth::door::{self, Answer, Request};
-use qmail::auth::{SIGNATURE_FD, SIGNATURE_VARIABLE, Secret, Signature, wipe};
+use qmail::auth::{Remarks, SIGNATURE_FD, Secret, wipe};
 use qmail::environ::Environ;
 use qmail::home::Home;
 use qmail::program::{self, Args, Program, Voice};
@@ -224,17 +224,17 @@ fn check(answers: &mut Answers, subprogram: &[Vec<u8>], fields: Secret, facts: &
         return refuse(answers, NOT_RUN);
     };
     let Ok((read, write)) = fd::pipe() else { return answers.err("[SYS/TEMP] unable to open pipe") };
-    let Ok(signature) = Signature::wanted(&fields) else {
+    let Ok(remarks) = Remarks::wanted(&fields) else {
         return answers.err("[SYS/TEMP] unable to make a file");
     };
     let mut environ = Environ::inherited();
     facts.all().iter().for_each(|(name, value)| environ.set(name, value));
-    if signature.is_some() {
-        environ.set(SIGNATURE_VARIABLE, SIGNATURE_FD.to_string());
+    if let Some(remarks) = &remarks {
+        remarks.announce(&mut environ);
     }
     let command = process::Command::new(path, subprogram).environ(&environ).descriptor(&read, 3);
-    let command = match &signature {
-        Some(signature) => command.descriptor(signature, SIGNATURE_FD),
+    let command = match &remarks {
+        Some(remarks) => command.descriptor(remarks, SIGNATURE_FD),
         None => command,
     };
     let Ok(pid) = process::fork_child(|| {

@@ -18,6 +18,7 @@ use qmail::cdb;
 use qmail::control::Control;
 use qmail::home::{Home, Ids, ROLES};
 use qmail::program::{Args, Program};
+use qmail::table::Table;
 use qmail::trouble::Trouble;
 use qmail::trust::Problem;
 use qmail::{exits, fd};
@@ -44,6 +45,8 @@ enum Kind {
     Locals,
     /// morercpthosts.cdb, made from morercpthosts.
     Database,
+    /// submissionsenders.cdb, the index of submissionsenders.
+    Index,
     /// A file whose content is nobody's business here: what its absence means, and its presence.
     There(&'static str, &'static str),
 }
@@ -51,10 +54,10 @@ enum Kind {
 /// A control file: name, kind, and the words around its value or around each entry.
 struct File(&'static str, Kind, &'static str, &'static str);
 
-use Kind::{Database, Int, Line, List, Locals, Me, There};
+use Kind::{Database, Index, Int, Line, List, Locals, Me, There};
 
 /// Every file that control/README.md has, in the order they are shown.
-const FILES: [File; 40] = [
+const FILES: [File; 41] = [
     File("authinsecure", Int(0), "SMTP AUTH without TLS (1: allowed) is ", ""),
     File(
         "authprograms",
@@ -104,6 +107,7 @@ const FILES: [File; 40] = [
         "Account and its other senders: ",
         "",
     ),
+    File("submissionsenders.cdb", Index, "", ""),
     File("timeoutconnect", Int(60), "SMTP client connection timeout is ", " seconds"),
     File("timeoutremote", Int(1200), "SMTP client data timeout is ", " seconds"),
     File("timeoutsmtpd", Int(1200), "SMTP server data timeout is ", " seconds"),
@@ -275,6 +279,7 @@ fn describe(out: &mut Vec<u8>, control: &Control, file: &File, me: Option<&[u8]>
             Some(entries) => list(out, &entries, before, after),
             None => value(out, true, before, me.unwrap_or(b"undefined! Uh-oh"), after),
         },
+        Index => index(out, control)?,
         Database => database(out, control)?,
         There(absent, there) => {
             let found = look(&control.path(name)).is_some_and(|file| file.st_size > 1);
@@ -321,6 +326,22 @@ fn database(out: &mut Vec<u8>, control: &Control) -> Result<(), Trouble> {
                 .map_err(|error| error.trouble("control/morercpthosts.cdb"))?;
             "Up to date."
         }
+    };
+    out.extend_from_slice(text.as_bytes());
+    out.push(b'\n');
+    Ok(())
+}
+
+/// Whether submissionsenders.cdb is of submissionsenders.
+fn index(out: &mut Vec<u8>, control: &Control) -> Result<(), Trouble> {
+    let there = |name: &str| look(&control.path(name)).is_some();
+    let text = match (there("submissionsenders"), there("submissionsenders.cdb")) {
+        (_, false) => "(Default.) submissionsenders is read at each login.",
+        (false, true) => "Oops! submissionsenders.cdb exists but submissionsenders doesn't.",
+        (true, true) if Table::read(control, "submissionsenders", "submissionsenders.cdb")?.is_stale => {
+            "Oops! submissionsenders.cdb is not of submissionsenders as it is. Run qmail-newsenders."
+        }
+        (true, true) => "Up to date.",
     };
     out.extend_from_slice(text.as_bytes());
     out.push(b'\n');

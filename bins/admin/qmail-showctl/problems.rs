@@ -13,6 +13,7 @@ use qmail::home::{Home, Ids};
 use qmail::queue::door;
 use qmail::setup;
 use qmail::spawn;
+use qmail::table::Table;
 use qmail::trouble::wording;
 use qmail::trust::{Kind, Problem};
 use qmail::{assign, cdb, decimal, fd};
@@ -213,6 +214,19 @@ impl Look<'_> {
                 INTERNAL.contains(&name) && qmail == Some(found.st_gid) && found.st_mode & 0o040 != 0;
             // Two are read by root alone: the source of a database, and what qmail-authd may run.
             let for_root = matches!(name, "morercpthosts" | "authprograms");
+            if name == "smtpauth" {
+                // Passwords: not for everybody, but for qmailr, and root's, as all that qmail-start goes by.
+                if found.st_mode & 0o004 != 0 || qmail != Some(found.st_gid) || found.st_mode & 0o040 == 0 {
+                    let file = String::from_utf8_lossy(&self.home.path(&path)).into_owned();
+                    let mend = format!("chown root:qmail {file}; chmod 640 {file}");
+                    self.problem(
+                        &path,
+                        "is for qmail-remote, which must be able to read it, and for nobody else",
+                        mend,
+                    );
+                }
+                continue;
+            }
             if found.st_mode & 0o004 == 0 && !for_group && !for_root {
                 self.closed(&path, "a+r");
             }
@@ -226,7 +240,8 @@ impl Look<'_> {
 
     /// Each control file for itself.
     fn values(&mut self) {
-        for name in setup::CONTROLS.iter().filter(|name| **name != "morercpthosts.cdb") {
+        let databases = ["morercpthosts.cdb", "submissionsenders.cdb"];
+        for name in setup::CONTROLS.iter().filter(|name| !databases.contains(name)) {
             match fd::read_file(self.control.path(name), FILE_MAX) {
                 Ok(_) => {}
                 Err(Errno::EACCES) => self.note(&format!("control/{name}"), "cannot be read as this user"),
@@ -391,6 +406,11 @@ impl Look<'_> {
     fn databases(&mut self) {
         self.database("control/morercpthosts", "control/morercpthosts.cdb", b"qmail-newmrh", true);
         self.database("users/assign", "users/cdb", b"qmail-newu", true);
+        let senders = Table::read(&self.control, "submissionsenders", "submissionsenders.cdb");
+        if senders.is_ok_and(|table| table.is_stale) {
+            let what = "not of control/submissionsenders as it is, and so that is read at each login";
+            self.problem("control/submissionsenders.cdb", what, "run qmail-newsenders");
+        }
         if let Ok(Some(users)) = cdb::Reader::open(self.home.path("users/cdb"))
             && assign::lookup(&users, b"postmaster").is_err()
         {

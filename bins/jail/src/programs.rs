@@ -469,6 +469,9 @@ pub static QMAIL_TCPOK: Profile =
 pub static QMAIL_NEWMRH: Profile = Profile::jail("qmail-newmrh", "root, or the owner")
     .files(&[own(&[place(Home("control"), READ | LINKS | LIST | WRITE | TRUNCATE | CREATE | UNLINK)])]);
 
+pub static QMAIL_NEWSENDERS: Profile = Profile::jail("qmail-newsenders", "root, or the owner")
+    .files(&[own(&[place(Home("control"), READ | LINKS | LIST | WRITE | TRUNCATE | CREATE | UNLINK)])]);
+
 pub static SPLOGGER: Profile = Profile::jail("splogger", "qmaill")
     .network(Network::Local("the socket /dev/log"))
     .calls(&[&RUN, &TALK, &UNIX]);
@@ -546,5 +549,6 @@ pub static ALL: &[&Profile] = &[
     &QMAIL_TCPTO,
     &QMAIL_TCPOK,
     &QMAIL_NEWMRH,
+    &QMAIL_NEWSENDERS,
     &SPLOGGER,
 ];

@@ -10,7 +10,7 @@ use crate::{decimal, fd};
 use std::collections::HashMap;
 
 /// A control file larger than this is a mistake: 64 MiB hold more than a million domains.
-const FILE_MAX: usize = 64 * 1024 * 1024;
+pub const FILE_MAX: usize = 64 * 1024 * 1024;
 
 /// The directory of control files.
 #[derive(Debug, Clone)]
@@ -88,6 +88,12 @@ pub fn entries(text: &[u8]) -> Vec<Vec<u8>> {
         .collect()
 }
 
+/// A line of a map; None where it has no colon.
+pub fn key_and_value(line: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (key, value) = line.split_at(memchr::memchr(b':', line)?);
+    Some((key, value.get(1..)?))
+}
+
 /// Entries compared without regard to ASCII case.
 #[derive(Debug, Clone, Default)]
 pub struct Set(std::collections::HashSet<Vec<u8>>);
@@ -113,12 +119,8 @@ pub struct Map(HashMap<Vec<u8>, Vec<u8>>);
 impl Map {
     /// Lines without `:` are ignored.
     pub fn of(list: &[Vec<u8>]) -> Map {
-        let pairs = list.iter().filter_map(|line| {
-            let at = memchr::memchr(b':', line)?;
-            let (key, value) = line.split_at(at);
-            Some((key.to_ascii_lowercase(), value.get(1..).unwrap_or_default().to_vec()))
-        });
-        Map(pairs.collect())
+        let pairs = list.iter().filter_map(|line| key_and_value(line));
+        Map(pairs.map(|(key, value)| (key.to_ascii_lowercase(), value.to_vec())).collect())
     }
 
     pub fn get(&self, key: &[u8]) -> Option<&[u8]> {

@@ -41,6 +41,7 @@ pub mod sasl;
 pub mod setup;
 pub mod smtp;
 pub mod spawn;
+pub mod table;
 pub mod tcpto;
 pub mod ucspi;
 pub mod ucspitls;

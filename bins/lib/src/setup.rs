@@ -13,7 +13,7 @@ use nix::sys::stat::lstat;
 use nix::unistd::Uid;
 
 /// Every control file that some program reads.
-pub const CONTROLS: [&str; 40] = [
+pub const CONTROLS: [&str; 41] = [
     "authinsecure",
     "authprograms",
     "badmailfrom",
@@ -48,6 +48,7 @@ pub const CONTROLS: [&str; 40] = [
     "smtproutes",
     "submissionrate",
     "submissionsenders",
+    "submissionsenders.cdb",
     "timeoutconnect",
     "timeoutremote",
     "timeoutsmtpd",

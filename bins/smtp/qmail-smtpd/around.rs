@@ -7,8 +7,11 @@ use std::time::Duration;
 /// What came of a check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// For SCRAM with the server's signature.
-    Accepted(Vec<u8>),
+    /// For SCRAM with the server's signature; and whose login it was, where the checker has a word for that.
+    Accepted {
+        signature: Vec<u8>,
+        account: Vec<u8>,
+    },
     Refused,
     /// Trouble of ours.
     Temporary,
@@ -24,8 +27,8 @@ pub trait Around {
     /// Whether who checks tells the log of refusals by itself.
     fn tells_refusals(&self) -> bool;
 
-    /// Whether an account may send to so many recipients, of so many an hour.
-    fn may_send(&mut self, account: &[u8], recipients: u32, hourly: u32) -> bool;
+    /// Whether an account may send to so many recipients, of so many an hour; None where nobody counts.
+    fn may_send(&mut self, account: &[u8], recipients: u32, hourly: u32) -> Option<bool>;
 
     /// After a refusal: whoever guesses shall wait. Nothing where the check itself was held back.
     fn pause(&mut self, time: Duration);
@@ -59,8 +62,8 @@ impl Around for Alone {
         false
     }
 
-    fn may_send(&mut self, _: &[u8], _: u32, _: u32) -> bool {
-        true
+    fn may_send(&mut self, _: &[u8], _: u32, _: u32) -> Option<bool> {
+        None
     }
 
     fn pause(&mut self, _: Duration) {}

@@ -116,7 +116,7 @@ impl Around for House {
 
     fn check(&mut self, fields: &Fields, facts: &Facts) -> Verdict {
         match self.ask(fields, facts) {
-            Ok(Answer { code: 0, signature }) => Verdict::Accepted(signature),
+            Ok(Answer { code: 0, signature, account }) => Verdict::Accepted { signature, account },
             // Checkers of the field refuse with 3 to 20, too.
             Ok(Answer { code, .. }) if code != MISUSED && (1..100).contains(&code) => Verdict::Refused,
             Ok(Answer { code, .. }) => {
@@ -134,14 +134,13 @@ impl Around for House {
         matches!(self.check, Check::Door(..) | Check::Launcher(_, _, true))
     }
 
-    /// The books are qmail-authd's: nobody keeps any where it does not run, and then nobody counts.
-    fn may_send(&mut self, account: &[u8], recipients: u32, hourly: u32) -> bool {
+    /// The books are qmail-authd's.
+    fn may_send(&mut self, account: &[u8], recipients: u32, hourly: u32) -> Option<bool> {
         let request = RateRequest { recipients, hourly, account: account.to_vec() };
-        let told = match &self.check {
+        match &self.check {
             Check::Launcher(launcher, ..) if self.closed => launcher.may_send(&request),
             _ => door::may_send(&self.home, &request),
-        };
-        told.unwrap_or(true)
+        }
     }
 
     fn pause(&mut self, time: Duration) {

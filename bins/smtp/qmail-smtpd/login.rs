@@ -26,6 +26,8 @@ pub struct Standing {
     pub facts: Facts,
     /// Whose password it knew, or whose certificate it has.
     pub user: Option<Vec<u8>>,
+    /// By which it has shown that.
+    pub mechanism: Option<Mechanism>,
     failures: u32,
     attempts: u32,
 }
@@ -140,7 +142,7 @@ impl<I: Source, O: Sink, Q: Queue, A: Around> Session<'_, I, O, Q, A> {
         initial: Option<Secret>,
     ) -> Result<Reply, End> {
         let mut step = server.start(initial);
-        let mut name = Vec::new();
+        let (mut name, mut account) = (Vec::new(), Vec::new());
         loop {
             step = match step {
                 Step::Challenge(challenge) => {
@@ -169,17 +171,22 @@ impl<I: Source, O: Sink, Q: Queue, A: Around> Session<'_, I, O, Q, A> {
                 Step::Check(fields) => {
                     name.clone_from(&fields.name);
                     match self.around.check(&fields, &self.standing.facts) {
-                        Verdict::Accepted(signature) => server.accepted(&signature),
+                        Verdict::Accepted { signature, account: known } => {
+                            account = known;
+                            server.accepted(&signature)
+                        }
                         Verdict::Refused => {
                             return self.refused(mechanism, &name, self.around.tells_refusals());
                         }
                         Verdict::Temporary => return Ok(reply::LOGIN_LATER),
                     }
                 }
-                Step::Accepted(user) => {
+                Step::Accepted(typed) => {
+                    let user = if account.is_empty() { typed } else { account };
                     self.record(b"LOGIN", mechanism, &user);
                     self.peer.info = Some(user.clone());
                     self.standing.user = Some(user);
+                    self.standing.mechanism = Some(mechanism);
                     return Ok(reply::WELCOME);
                 }
                 Step::Refused(Refusal::Malformed) => return Ok(reply::BAD_ANSWER),
@@ -231,7 +238,7 @@ impl<I: Source, O: Sink, Q: Queue, A: Around> Session<'_, I, O, Q, A> {
         self.connection.flush()?;
         let Some(facts) = self.around.start_tls() else { return Err(End::Gone) };
         let Standing { failures, attempts, .. } = self.standing;
-        self.standing = Standing { facts, user: None, failures, attempts };
+        self.standing = Standing { facts, failures, attempts, ..Standing::default() };
         self.forget();
         Err(End::Upgraded)
     }

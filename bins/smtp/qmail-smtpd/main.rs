@@ -36,6 +36,7 @@ use smtpd::around::{Alone, Around};
 use smtpd::config::Config;
 use smtpd::reply;
 use smtpd::session::{Connection, Session};
+use smtpd::submission::Submission;
 use std::io::IsTerminal;
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -122,6 +123,9 @@ fn prepare(args: &Args) -> Result<(Config, Entrance, House), Trouble> {
     };
     let house = House::prepare(&home, args.list(), &reach)?;
     let config = Config::with_logins(&home.control(), house.has_checker())?;
+    if config.access.submission.as_ref().is_some_and(Submission::is_stale) {
+        warn("the index of control/submissionsenders is not of this file", b"run qmail-newsenders");
+    }
     match reach {
         Reach::Foreign => Jail::of(&programs::QMAIL_SMTPD_TALKING).close()?,
         Reach::Socket => Jail::of(&programs::QMAIL_SMTPD).home(&home).close()?,

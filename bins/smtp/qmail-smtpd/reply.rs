@@ -72,6 +72,9 @@ pub const NOT_YOUR_ADDRESS: Reply =
 pub const TOO_MANY_MESSAGES: Reply =
     Reply::refusal(450, "4.7.1", "sorry, your account has sent too much within the hour");
 
+pub const NOBODY_COUNTS: Reply =
+    Reply::refusal(451, "4.3.0", "unable to see now how much your account has sent");
+
 pub const TIMEOUT: Reply = Reply::refusal(451, "4.4.2", "timeout");
 pub const BARE_LF: Reply = Reply::plain(451, "4.6.0", "See https://cr.yp.to/docs/smtplf.html.");
 pub const NO_CONTROLS: Reply = Reply::refusal(421, "4.3.0", "unable to read controls");

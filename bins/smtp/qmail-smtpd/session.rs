@@ -9,6 +9,7 @@ use crate::submission::Completion;
 use nix::errno::Errno;
 use qmail::auth::Secret;
 use qmail::queue::client::{Outcome, Queue};
+use qmail::queue::origin::Origin;
 use qmail::received::Peer;
 use qmail::smtp::command::{self, Command, Path, Verb};
 use qmail::timed::{Deadline, Line, Reader, Sink, Source, Writer};
@@ -298,10 +299,12 @@ impl<'a, I: Source, O: Sink, Q: Queue, A: Around> Session<'a, I, O, Q, A> {
             Ok(true) if !self.standing.facts.is_tls() => return Ok(reply::REQUIRETLS_WITHOUT_TLS),
             Ok(required) => required,
         };
-        if let (Some(submission), Some(user)) = (&self.config.access.submission, &self.standing.user)
-            && !submission.may_write_as(user, &path.address)
-        {
-            return Ok(reply::NOT_YOUR_ADDRESS);
+        if let (Some(submission), Some(user)) = (&self.config.access.submission, &self.standing.user) {
+            match submission.may_write_as(user, &path.address) {
+                Ok(true) => {}
+                Ok(false) => return Ok(reply::NOT_YOUR_ADDRESS),
+                Err(trouble) => return Err(End::Fatal(reply::NO_CONTROLS, Some(trouble))),
+            }
         }
         let unwelcome = self.config.is_bad_sender(&path.address);
         self.transaction = Some(Transaction {
@@ -350,11 +353,11 @@ impl<'a, I: Source, O: Sink, Q: Queue, A: Around> Session<'a, I, O, Q, A> {
         }
         // Over with DATA, whatever becomes of it.
         let Some(transaction) = self.transaction.take() else { return Ok(reply::MAIL_FIRST) };
-        if !self.is_within_rate(transaction.count) {
-            return Ok(reply::TOO_MANY_MESSAGES);
+        if let Some(reply) = self.exceeds_rate(transaction.count) {
+            return Ok(reply);
         }
         let completion = self.completion();
-        let submission = match self.queue.submit() {
+        let submission = match self.queue.submit(&self.origin()) {
             Ok(submission) => submission,
             Err(Outcome::Permanent(text) | Outcome::Temporary(text)) => {
                 (self.warn)("unable to start qmail-queue", &text);
@@ -372,13 +375,35 @@ impl<'a, I: Source, O: Sink, Q: Queue, A: Around> Session<'a, I, O, Q, A> {
         Ok(incoming.finish(&transaction.sender, transaction.recipients(), self.warn))
     }
 
-    /// Whether the account may send to so many more.
-    fn is_within_rate(&mut self, recipients: usize) -> bool {
-        let (Some(submission), Some(user)) = (&self.config.access.submission, &self.standing.user) else {
-            return true;
-        };
+    /// What the client has shown of itself: where there is a program in the place of qmail-queue, it is told.
+    fn origin(&self) -> Origin {
+        let mut origin = Origin::default();
+        self.standing.facts.all().iter().for_each(|(name, value)| origin.add(name, value));
+        if let (Some(user), Some(mechanism)) = (&self.standing.user, self.standing.mechanism) {
+            origin.add(b"SMTPAUTHUSER", user);
+            origin.add(b"SMTPAUTHMETHOD", mechanism.name().as_bytes());
+            origin.add(b"TCPREMOTEINFO", user);
+            origin.add(b"RELAYCLIENT", self.config.relay.as_deref().unwrap_or_default());
+        }
+        origin
+    }
+
+    /// Why the account may not send to so many more now.
+    fn exceeds_rate(&mut self, recipients: usize) -> Option<Reply> {
+        let (submission, user) = (self.config.access.submission.as_ref()?, self.standing.user.as_ref()?);
+        if submission.hourly == 0 {
+            return None;
+        }
         let recipients = u32::try_from(recipients).unwrap_or(u32::MAX);
-        submission.hourly == 0 || self.around.may_send(user, recipients, submission.hourly)
+        match self.around.may_send(user, recipients, submission.hourly) {
+            Some(true) => None,
+            Some(false) => Some(reply::TOO_MANY_MESSAGES),
+            None if submission.is_demanded => {
+                (self.warn)("control/submissionrate cannot be kept", b"qmail-authd does not answer");
+                Some(reply::NOBODY_COUNTS)
+            }
+            None => None,
+        }
     }
 
     /// What the header of a user's message must have.

@@ -1,9 +1,10 @@
 //! Submission (RFC 6409): mail that a user of ours begins. Who may write as whom, and a header that is whole.
 
-use qmail::control::{Control, Map};
+use qmail::control::Control;
 use qmail::date;
 use qmail::envelope;
 use qmail::sasl::hex;
+use qmail::table::Table;
 use qmail::trouble::Trouble;
 
 /// Recipients an hour and account, when control/submissionrate does not say otherwise: more than a person writes
@@ -13,53 +14,65 @@ const HOURLY: u64 = 1000;
 /// A field name that is longer is none (RFC 5322 has lines of 998, people 30).
 const NAME_MAX: usize = 76;
 
+const SENDERS: &str = "submissionsenders";
+const SENDERS_INDEX: &str = "submissionsenders.cdb";
+
 /// What holds for mail of users.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Submission {
-    /// control/submissionsenders: account to addresses, `@domain`s or `*`.
-    senders: Map,
+    /// control/submissionsenders, or its index: account to addresses, `@domain`s or `*`.
+    senders: Table,
     /// Domains of which an account without one is: control/locals, or me.
     domains: Vec<Vec<u8>>,
     /// Right side of a Message-ID that we make.
     host: Vec<u8>,
     pub hourly: u32,
+    /// The administrator has said so: where nobody counts, nothing is sent.
+    pub is_demanded: bool,
 }
 
 impl Submission {
     pub fn read(control: &Control) -> Result<Submission, Trouble> {
         let me = control.me()?.unwrap_or_default();
         let domains = control.list("locals")?.unwrap_or_else(|| vec![me.clone()]);
+        let is_demanded = control.line("submissionrate")?.is_some();
         let hourly = control.int("submissionrate", HOURLY)?;
         Ok(Submission {
-            senders: control.map("submissionsenders")?.unwrap_or_default(),
+            senders: Table::read(control, SENDERS, SENDERS_INDEX)?,
             domains,
             host: control.line_or_me("idhost")?.unwrap_or(me),
             hourly: u32::try_from(hourly).unwrap_or(u32::MAX),
+            is_demanded,
         })
+    }
+
+    /// Whether control/submissionsenders has an index that is of no use.
+    pub fn is_stale(&self) -> bool {
+        self.senders.is_stale
     }
 
     /// Whether this account may write as this sender: as itself, as its extensions, as nobody (what asks for no
     /// answer), and as what control/submissionsenders says.
-    pub fn may_write_as(&self, account: &[u8], sender: &[u8]) -> bool {
+    pub fn may_write_as(&self, account: &[u8], sender: &[u8]) -> Result<bool, Trouble> {
         let (account, sender) = (account.to_ascii_lowercase(), sender.to_ascii_lowercase());
         if sender.is_empty() || account == sender {
-            return true;
+            return Ok(true);
         }
-        let listed = self.senders.get(&account).unwrap_or_default();
+        let listed = self.senders.get(&account)?.unwrap_or_default();
         let mut words = listed.split(|b| matches!(b, b' ' | b'\t')).filter(|word| !word.is_empty());
-        let Some((local, domain)) = envelope::split(&sender) else { return false };
+        let Some((local, domain)) = envelope::split(&sender) else { return Ok(false) };
         if words.any(|word| match word {
             b"*" => true,
             [b'@', rest @ ..] => rest.eq_ignore_ascii_case(domain),
             address => address.eq_ignore_ascii_case(&sender),
         }) {
-            return true;
+            return Ok(true);
         }
         let (name, is_its) = match envelope::split(&account) {
             Some((name, of)) => (name, of == domain),
             None => (account.as_slice(), self.domains.iter().any(|ours| ours.eq_ignore_ascii_case(domain))),
         };
-        is_its && (local == name || local.strip_prefix(name).is_some_and(|rest| rest.starts_with(b"-")))
+        Ok(is_its && (local == name || local.strip_prefix(name).is_some_and(|rest| rest.starts_with(b"-"))))
     }
 
     /// What goes behind the header of a message that has not got it.
@@ -165,7 +178,13 @@ mod tests {
     fn submission(lines: &[&str]) -> Submission {
         let list: Vec<Vec<u8>> = lines.iter().map(|line| line.as_bytes().to_vec()).collect();
         let domains = vec![b"example.org".to_vec()];
-        Submission { senders: Map::of(&list), domains, host: b"mx.example.org".to_vec(), hourly: 1 }
+        Submission {
+            senders: Table::of(&list),
+            domains,
+            host: b"mx.example.org".to_vec(),
+            hourly: 1,
+            is_demanded: false,
+        }
     }
 
     #[test]
@@ -185,7 +204,11 @@ mod tests {
             ("joe@example.net", "joe@example.org", false),
             ("joe@example.net", "joe", false),
         ] {
-            assert_eq!(rule.may_write_as(account.as_bytes(), sender.as_bytes()), may, "{account} {sender}");
+            assert_eq!(
+                rule.may_write_as(account.as_bytes(), sender.as_bytes()),
+                Ok(may),
+                "{account} {sender}"
+            );
         }
     }
 
@@ -200,7 +223,11 @@ mod tests {
             ("jim", "sales@example.net", false),
             ("robot", "who@ever", true),
         ] {
-            assert_eq!(rule.may_write_as(account.as_bytes(), sender.as_bytes()), may, "{account} {sender}");
+            assert_eq!(
+                rule.may_write_as(account.as_bytes(), sender.as_bytes()),
+                Ok(may),
+                "{account} {sender}"
+            );
         }
     }
 

@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Pid, getppid, setsid};
 use qmail::auth::door::{self, Answer};
-use qmail::auth::{SIGNATURE_FD, Secret, Signature};
+use qmail::auth::{Remarks, SIGNATURE_FD, Secret};
 use qmail::sys::process::{self, Command, End};
 use qmail::sys::signal;
 use qmail::timed::Deadline;
@@ -37,8 +37,8 @@ pub struct Session<'a> {
     pub environ: Environ,
     pub directory: Vec<u8>,
     pub parent: Pid,
-    /// Where a checker of SCRAM puts its signature.
-    pub signature: Option<&'a Signature>,
+    /// Where a checker puts the signature of SCRAM, and the account.
+    pub remarks: Option<&'a Remarks>,
 }
 
 /// Runs the session to its end; gives the answer.
@@ -46,20 +46,19 @@ pub fn run(session: Session<'_>) -> i32 {
     // What a terminal sends to the group of qmail-authd is not meant for sessions.
     let _ = setsid();
     signal::take(Signal::SIGTERM); // nor what came for it
-    let (parent, connection, signature) = (session.parent, session.connection, session.signature);
+    let (parent, connection, remarks) = (session.parent, session.connection, session.remarks);
     let code = guard(session);
     if getppid() != parent {
         if crate::is_refusal(code) {
             std::thread::sleep(ORPHAN_DELAY);
         }
-        let signature = signature.map(Signature::read).unwrap_or_default();
-        door::send_answer(connection, &Answer { code, signature });
+        door::send_answer(connection, &Answer::with(code, remarks));
     }
     code
 }
 
 fn guard(session: Session<'_>) -> i32 {
-    let Session { connection, passed, fields, program, words, environ, directory, signature, .. } = session;
+    let Session { connection, passed, fields, program, words, environ, directory, remarks, .. } = session;
     let [input, output] = passed;
     let name = words.first().map(Vec::as_slice).unwrap_or_default();
     let started = fd::pipe().and_then(|(read, write)| {
@@ -70,8 +69,8 @@ fn guard(session: Session<'_>) -> i32 {
             .descriptor(input, 0)
             .descriptor(output, 1)
             .descriptor(&read, 3);
-        let command = match signature {
-            Some(signature) => command.descriptor(signature, SIGNATURE_FD),
+        let command = match remarks {
+            Some(remarks) => command.descriptor(remarks, SIGNATURE_FD),
             None => command,
         };
         let pid = process::fork_child(|| {

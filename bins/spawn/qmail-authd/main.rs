@@ -34,9 +34,9 @@ use nix::sys::socket::{
 };
 use nix::sys::stat::{Mode, fstat, umask};
 use nix::unistd::{Gid, Pid, Uid};
+use qmail::auth::Remarks;
 use qmail::auth::door::{self, Answer, Received, Request};
 use qmail::auth::services::{self, Service};
-use qmail::auth::{SIGNATURE_FD, SIGNATURE_VARIABLE, Signature};
 use qmail::environ::{self, Environ};
 use qmail::home::Home;
 use qmail::sys::process::{self, End};
@@ -222,7 +222,7 @@ enum Stage {
     /// Wants a check.
     Waiting { asked: Box<Asked>, until: Instant },
     /// Its child is at work.
-    Running { pid: Pid, ticket: Ticket, attempt: Attempt, since: Instant, signature: Option<Signature> },
+    Running { pid: Pid, ticket: Ticket, attempt: Attempt, since: Instant, remarks: Option<Remarks> },
     /// It has been decided, and will be told later.
     Held { code: i32, until: Instant },
 }
@@ -401,11 +401,11 @@ impl Server {
                 door::send_answer(connection, &Answer::of(code));
                 None
             }
-            Stage::Running { pid, mut ticket, attempt, since, signature } => {
+            Stage::Running { pid, mut ticket, attempt, since, remarks } => {
                 if now.saturating_duration_since(since) >= CHECK {
                     self.limits.release(&mut ticket);
                 }
-                Some(Stage::Running { pid, ticket, attempt, since, signature })
+                Some(Stage::Running { pid, ticket, attempt, since, remarks })
             }
             stage => Some(stage),
         }
@@ -450,13 +450,13 @@ impl Server {
                 |front: &Front| matches!(front.stage, Stage::Running { pid: child, .. } if child == pid);
             let Some(at) = self.fronts.iter().position(is_its) else { continue };
             let Front { connection, uid, stage } = self.fronts.remove(at);
-            let Stage::Running { ticket, attempt, since, signature, .. } = stage else { continue };
+            let Stage::Running { ticket, attempt, since, remarks, .. } = stage else { continue };
             let code = match end {
                 End::Exit(code) => code,
                 End::Crash(_) => exits::TEMPORARY,
             };
-            let signature = signature.map(|signature| signature.read()).unwrap_or_default();
-            let stage = self.settle(&connection, Answer { code, signature }, ticket, &attempt, since);
+            let answer = Answer::with(code, remarks.as_ref());
+            let stage = self.settle(&connection, answer, ticket, &attempt, since);
             self.keep(connection, uid, stage);
         }
     }
@@ -543,8 +543,8 @@ impl Server {
         let Asked { mut request, input, output, service, attempt, .. } = asked;
         let parent = nix::unistd::getpid();
         let mut fields = std::mem::take(&mut request.fields);
-        let signature = match Signature::wanted(&fields) {
-            Ok(signature) => signature,
+        let remarks = match Remarks::wanted(&fields) {
+            Ok(remarks) => remarks,
             Err(errno) => {
                 self.limits.settle(ticket, Outcome::Neither, Instant::now());
                 attempt.end("temporary 111");
@@ -556,8 +556,8 @@ impl Server {
         };
         let program = program_path(&self.home, &service);
         let mut environ = environment(&self.home, &request);
-        if signature.is_some() {
-            environ.set(SIGNATURE_VARIABLE, SIGNATURE_FD.to_string());
+        if let Some(remarks) = &remarks {
+            remarks.announce(&mut environ);
         }
         let directory = self.home.path("");
         let passed = [input, output];
@@ -583,7 +583,7 @@ impl Server {
                         environ,
                         directory,
                         parent,
-                        signature: signature.as_ref(),
+                        remarks: remarks.as_ref(),
                     })
                 });
                 // As long as we have them all, none of these closes was the last one.
@@ -594,7 +594,7 @@ impl Server {
         };
         drop(fields);
         match forked {
-            Ok(pid) => Some(Stage::Running { pid, ticket, attempt, since: Instant::now(), signature }),
+            Ok(pid) => Some(Stage::Running { pid, ticket, attempt, since: Instant::now(), remarks }),
             Err((errno, passed)) => {
                 self.limits.settle(ticket, Outcome::Neither, Instant::now());
                 attempt.end("temporary 111");

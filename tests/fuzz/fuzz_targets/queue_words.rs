@@ -5,6 +5,7 @@
 use fuzz::{fuzz_target, scratch};
 use qmail::cdb;
 use qmail::control::{Control, Map, Set, entries};
+use qmail::queue::origin::Origin;
 use qmail::queue::{self, Removal};
 use qmail::rcpthosts::RcptHosts;
 use remote::route::{Login, Relay, Route, choose, credentials, literal};
@@ -16,6 +17,10 @@ fuzz_target!(|input: (&[u8], &[u8])| {
         assert_eq!(removal.request().as_bytes(), word);
         let (Removal::Message(number) | Removal::Todo(number)) = removal;
         assert!(queue::todo_path(number)["todo/".len()..].bytes().all(|b| b.is_ascii_digit()));
+    }
+
+    if let Some(origin) = Origin::parse(text) {
+        assert_eq!(Origin::parse(&origin.list()), Some(origin));
     }
 
     let list = entries(text);

@@ -8,6 +8,7 @@ use fuzz::fuzz_target;
 use qmail::control::Set;
 use qmail::ipme;
 use qmail::queue::client::{Message, Outcome, Queue};
+use qmail::queue::origin::Origin;
 use qmail::rcpthosts::RcptHosts;
 use qmail::received::Peer;
 use smtpd::config::Config;
@@ -114,7 +115,7 @@ struct Writing {
 impl Queue for Memory {
     type Message = Writing;
 
-    fn submit(&self) -> Result<Writing, Outcome> {
+    fn submit(&self, _: &Origin) -> Result<Writing, Outcome> {
         match self.mood {
             Mood::IsAway => Err(Outcome::Temporary(b"away".to_vec())),
             _ => Ok(Writing { memory: self.clone(), message: Vec::new(), aborted: false }),

@@ -3,15 +3,15 @@
 //! The client connects, sees by SO_PEERCRED that the server is the one who may know passwords, and sends
 //! one packet: two descriptors (the connection it serves) and a request. It waits, however long a session
 //! may take, for one byte: the exit code of the checker, or of the program that the checker became; behind it,
-//! where the mechanism is SCRAM, what the checker said of the server's signature. The end of the connection
-//! without it is a temporary failure.
+//! where the mechanism is SCRAM, what the checker said of the server's signature, and behind a LF, where it said so,
+//! the name of the account. The end of the connection without it is a temporary failure.
 //!
 //! A request is `1`, then the bytes for descriptor 3 (length of 4 bytes), the words that select a service
 //! (a count of 1 byte, each with a length of 2), and variables (a count of 1 byte; each a name with a length
 //! of 1 and a value with a length of 2). Lengths are big-endian; nothing follows.
 #![forbid(unsafe_code)]
 
-use crate::auth::{SIGNATURE_MAX, Secret, wipe};
+use crate::auth::{ACCOUNT_MAX, Remarks, SIGNATURE_MAX, Secret, account, signature, wipe};
 use crate::exits;
 use crate::home::Home;
 use crate::timed::Deadline;
@@ -220,11 +220,35 @@ pub struct Answer {
     pub code: i32,
     /// For SCRAM, what the checker said of the server's signature, in base64.
     pub signature: Vec<u8>,
+    /// Whose login it was, in the words of the checker; empty when it has none for that.
+    pub account: Vec<u8>,
 }
 
 impl Answer {
     pub fn of(code: i32) -> Answer {
-        Answer { code, signature: Vec::new() }
+        Answer::with(code, None)
+    }
+
+    pub fn with(code: i32, remarks: Option<&Remarks>) -> Answer {
+        let (signature, account) = remarks.map(Remarks::read).unwrap_or_default();
+        Answer { code, signature, account }
+    }
+
+    /// As it is sent.
+    fn encode(&self) -> Vec<u8> {
+        let code = u8::try_from(self.code).unwrap_or(exits::TEMPORARY as u8);
+        let signature = self.signature.get(..self.signature.len().min(SIGNATURE_MAX)).unwrap_or_default();
+        let mut packet = [&[code], signature].concat();
+        if !self.account.is_empty() {
+            packet.push(b'\n');
+            packet.extend_from_slice(&self.account);
+        }
+        packet
+    }
+
+    fn parse(packet: &[u8]) -> Option<Answer> {
+        let (code, said) = packet.split_first()?;
+        Some(Answer { code: i32::from(*code), signature: signature(said), account: account(said) })
     }
 }
 
@@ -282,15 +306,14 @@ pub(super) fn ask_at(
         Ok(()) | Err(Errno::EPIPE | Errno::ECONNRESET) => {}
         Err(errno) => return Err(Trouble::unable("write to", SOCKET, errno)),
     }
-    let mut answer = [0u8; 1 + SIGNATURE_MAX];
+    let mut answer = [0u8; 1 + SIGNATURE_MAX + 1 + ACCOUNT_MAX];
     loop {
         match recv(connection.as_raw_fd(), &mut answer, MsgFlags::empty()).map(|n| answer.get(..n)) {
-            Ok(Some([code, signature @ ..])) => {
-                return Ok(Answer { code: i32::from(*code), signature: signature.to_vec() });
-            }
             Err(Errno::EINTR) => {}
-            Ok(_) | Err(_) => {
-                return Err(Trouble::temporary(format!("{SOCKET} was closed without an answer")));
+            answer => {
+                let answer = answer.ok().flatten().and_then(Answer::parse);
+                return answer
+                    .ok_or_else(|| Trouble::temporary(format!("{SOCKET} was closed without an answer")));
             }
         }
     }
@@ -405,11 +428,8 @@ pub fn receive(connection: impl AsFd) -> Result<Received, Errno> {
 
 /// The server's last word. Never waits: the answer fits the socket's buffer, or nobody reads it.
 pub fn send_answer(connection: impl AsFd, answer: &Answer) {
-    let code = u8::try_from(answer.code).unwrap_or(exits::TEMPORARY as u8);
-    let signature = answer.signature.get(..answer.signature.len().min(SIGNATURE_MAX)).unwrap_or_default();
-    let packet = [&[code], signature].concat();
     let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
-    let _ = send(connection.as_fd().as_raw_fd(), &packet, flags);
+    let _ = send(connection.as_fd().as_raw_fd(), &answer.encode(), flags);
 }
 
 #[cfg(test)]
@@ -461,6 +481,16 @@ mod tests {
         ] {
             assert_eq!(RateRequest::parse(&wrong.encode()), None);
         }
+    }
+
+    #[test]
+    fn an_answer_arrives_as_it_was_sent() {
+        for (signature, account) in [("", ""), ("c2ln", ""), ("", "joe@example.org"), ("c2ln", "joe")] {
+            let answer = Answer { code: 0, signature: signature.into(), account: account.into() };
+            assert_eq!(Answer::parse(&answer.encode()), Some(answer));
+        }
+        assert_eq!(Answer::parse(b""), None);
+        assert_eq!(Answer::parse(&Answer::of(300).encode()), Some(Answer::of(exits::TEMPORARY)));
     }
 
     #[test]

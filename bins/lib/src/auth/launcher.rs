@@ -8,8 +8,8 @@
 //! launcher runs what it was told before the session began. It ends as the session does.
 #![forbid(unsafe_code)]
 
+use super::Remarks;
 use super::door::{self, Answer, RateRequest, Received, Request};
-use super::{MECHANISM_FIELD, Signature};
 use crate::environ::Environ;
 use crate::home::Home;
 use crate::sys::memory;
@@ -99,7 +99,7 @@ struct Service {
 /// A checker at work.
 struct Running {
     pid: Pid,
-    signature: Option<Signature>,
+    remarks: Remarks,
     until: Deadline,
 }
 
@@ -117,7 +117,7 @@ impl Service {
                     return end;
                 }
                 if let Some(checker) = running.take_if(|running| running.pid == pid) {
-                    self.answer(end, checker.signature);
+                    self.answer(end, &checker.remarks);
                 }
             }
             for number in FOR_THE_SESSION.into_iter().filter(|number| signal::take(*number)) {
@@ -178,9 +178,9 @@ impl Service {
         None
     }
 
-    fn answer(&self, end: End, signature: Option<Signature>) {
+    fn answer(&self, end: End, remarks: &Remarks) {
         self.say(&match end {
-            End::Exit(code) => Answer { code, signature: signature.map(|s| s.read()).unwrap_or_default() },
+            End::Exit(code) => Answer::with(code, Some(remarks)),
             End::Crash(_) => Answer::of(exits::TEMPORARY),
         });
     }
@@ -197,7 +197,7 @@ fn start(words: &[Vec<u8>], request: Request, input: &OwnedFd, output: &OwnedFd)
     let name = words.first().map(Vec::as_slice).unwrap_or_default();
     let trouble = |errno| Trouble::unable("run", name, errno);
     let path = program::find(name).ok_or_else(|| trouble(Errno::ENOENT))?;
-    let signature = Signature::wanted(&request.fields).map_err(trouble)?;
+    let remarks = Remarks::with_account(&request.fields).map_err(trouble)?;
     let (read, write) = fd::pipe().map_err(trouble)?;
     // All of it fits into a pipe; where the system keeps pipes smaller, nobody shall wait.
     fd::set_nonblocking(&write, true).map_err(trouble)?;
@@ -207,24 +207,14 @@ fn start(words: &[Vec<u8>], request: Request, input: &OwnedFd, output: &OwnedFd)
     drop(write);
     let mut environ = Environ::inherited();
     request.environ.iter().for_each(|(name, value)| environ.set(name, value));
-    if signature.is_some() {
-        environ.set(super::SIGNATURE_VARIABLE, super::SIGNATURE_FD.to_string());
-    }
+    remarks.announce(&mut environ);
     let command = Command::new(path, words)
         .environ(&environ)
         .on_failure(exits::TEMPORARY)
         .descriptor(input, 0)
         .descriptor(output, 1)
-        .descriptor(&read, 3);
-    let command = match &signature {
-        Some(signature) => command.descriptor(signature, super::SIGNATURE_FD),
-        None => command,
-    };
+        .descriptor(&read, 3)
+        .descriptor(&remarks, super::SIGNATURE_FD);
     let pid = command.spawn().map_err(trouble)?;
-    Ok(Running { pid, signature, until: Deadline::seconds(CHECK_SECONDS) })
-}
-
-/// Whether these fields name a mechanism that gives a signature back.
-pub(super) fn wants_signature(fields: &[u8]) -> bool {
-    fields.split(|b| *b == 0).nth(MECHANISM_FIELD).is_some_and(|word| word.starts_with(b"SCRAM-"))
+    Ok(Running { pid, remarks, until: Deadline::seconds(CHECK_SECONDS) })
 }

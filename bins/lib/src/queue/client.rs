@@ -7,7 +7,9 @@
 
 use super::door;
 use super::launcher::Launcher;
+use super::origin::Origin;
 use crate::envelope::{self, Envelope};
+use crate::environ::Environ;
 use crate::exits::queue as code;
 use crate::home::Home;
 use crate::sys::process::{self, Command, End};
@@ -163,9 +165,11 @@ pub(super) fn start_program(
     message: &impl AsFd,
     envelope: &impl AsFd,
     errors: Option<&fd::Standard>,
+    environ: &Environ,
 ) -> Result<(Pid, OwnedFd), i32> {
     let (text, text_write) = fd::pipe().map_err(|_| code::EXEC)?;
     let mut command = Command::new(program, &[program])
+        .environ(environ)
         .directory(home.path(""))
         .descriptor(message, 0)
         .descriptor(envelope, 1)
@@ -194,7 +198,8 @@ impl Taker {
     ) -> Result<Taker, i32> {
         match way {
             Way::Program(program) => {
-                let (pid, text) = start_program(home, &program, message, envelope, errors)?;
+                let (pid, text) =
+                    start_program(home, &program, message, envelope, errors, &Environ::inherited())?;
                 Ok(Taker::Child { pid, text })
             }
             Way::Socket(connection) => {
@@ -281,8 +286,8 @@ impl Asked {
 pub trait Queue {
     type Message: Message;
 
-    /// Begins a message. The error is what to tell the user.
-    fn submit(&self) -> Result<Self::Message, Outcome>;
+    /// Begins a message from there. The error is what to tell the user.
+    fn submit(&self, origin: &Origin) -> Result<Self::Message, Outcome>;
 }
 
 /// A message on its way, written piece by piece.
@@ -308,10 +313,10 @@ pub enum Entrance {
 impl Queue for Entrance {
     type Message = Submission;
 
-    fn submit(&self) -> Result<Submission, Outcome> {
+    fn submit(&self, origin: &Origin) -> Result<Submission, Outcome> {
         match self {
             Entrance::Home(home) => Submission::open(home),
-            Entrance::Launcher(launcher) => Submission::through(launcher),
+            Entrance::Launcher(launcher) => Submission::through(launcher, origin),
         }
     }
 }
@@ -350,9 +355,9 @@ impl Submission {
     }
 
     /// Asks the launcher of this session to start the taker.
-    fn through(launcher: &Rc<Launcher>) -> Result<Submission, Outcome> {
+    fn through(launcher: &Rc<Launcher>, origin: &Origin) -> Result<Submission, Outcome> {
         Submission::with(|message, envelope| {
-            let number = launcher.ask(message, envelope);
+            let number = launcher.ask(message, envelope, origin);
             Ok(Asked::Launcher { launcher: Rc::clone(launcher), number })
         })
     }

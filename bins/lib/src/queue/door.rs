@@ -98,9 +98,18 @@ fn connect_with(home: &Home, flags: SockFlag) -> Result<OwnedFd, Errno> {
 /// has left its answer to be read, one that is gone leaves none, and one that waits for what could not be
 /// sent is told that nothing comes.
 pub fn send_request(connection: &OwnedFd, message: &impl AsFd, envelope: &impl AsFd) {
+    send_request_with(connection, message, envelope, b"");
+}
+
+/// The same to somebody who wants to know more; in one packet.
+pub(super) fn send_request_with(
+    connection: &OwnedFd,
+    message: &impl AsFd,
+    envelope: &impl AsFd,
+    more: &[u8],
+) {
     let pass: [RawFd; 2] = [message.as_fd().as_raw_fd(), envelope.as_fd().as_raw_fd()];
-    let hello = [HELLO];
-    let data = [IoSlice::new(&hello)];
+    let data = [IoSlice::new(&[HELLO]), IoSlice::new(more)];
     let control = [ControlMessage::ScmRights(&pass)];
     let sent = sendmsg::<()>(connection.as_raw_fd(), &data, &control, MsgFlags::MSG_NOSIGNAL, None);
     if sent.is_err() {
@@ -110,12 +119,23 @@ pub fn send_request(connection: &OwnedFd, message: &impl AsFd, envelope: &impl A
 
 /// Takes the two descriptors; EPROTO when the request is anything else.
 pub fn receive_request(connection: &impl AsFd, deadline: Deadline) -> Result<(OwnedFd, OwnedFd), Errno> {
+    receive_request_with(connection, deadline, 0).map(|(passed, _)| passed)
+}
+
+/// The same from somebody who says more, of at most so many bytes.
+pub(super) fn receive_request_with(
+    connection: &impl AsFd,
+    deadline: Deadline,
+    max: usize,
+) -> Result<((OwnedFd, OwnedFd), Vec<u8>), Errno> {
     timed::wait(connection, nix::poll::PollFlags::POLLIN, deadline)?;
-    let mut bytes = [0u8; 2]; // one more than a request has
+    let mut bytes = vec![0u8; 1 + max + 1]; // one more than a request has
     let received = fd::receive(connection, &mut bytes)?;
-    let whole = received.bytes == 1 && received.whole;
-    match (<[OwnedFd; 2]>::try_from(received.passed), bytes) {
-        (Ok([message, envelope]), [HELLO, _]) if whole => Ok((message, envelope)),
+    let whole = received.bytes <= 1 + max && received.whole;
+    match (<[OwnedFd; 2]>::try_from(received.passed), bytes.get(..received.bytes)) {
+        (Ok([message, envelope]), Some([HELLO, more @ ..])) if whole => {
+            Ok(((message, envelope), more.to_vec()))
+        }
         _ => Err(Errno::EPROTO),
     }
 }

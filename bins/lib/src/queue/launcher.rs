@@ -4,8 +4,8 @@
 //! strangers send parts in two where `$QMAILQUEUE` is set: the session closes its jail and has the connection;
 //! the launcher has neither, and starts that one program whenever the session asks.
 //!
-//! They talk over a pair of packet sockets. A request is that of `door`: one byte with two descriptors, here
-//! always pipes. The answer tells the number of the request (the first is 1) and the process id, of 4 bytes
+//! They talk over a pair of packet sockets. A request is that of `door`, one byte with two descriptors, here
+//! always pipes, and behind the byte what the session has learnt of its client (`origin`). The answer tells the number of the request (the first is 1) and the process id, of 4 bytes
 //! each, big-endian, how the program ended (`e` exit, `s` signal), with what (1 byte), and the text of its
 //! descriptor 6. The launcher looks at nothing else, and ends as the session does. A session whose launcher
 //! is gone gets no message into the queue any more.
@@ -13,6 +13,8 @@
 
 use super::client::{ANSWER_MAX, Outcome, setting, start_program};
 use super::door;
+use super::origin::{LIST_MAX, Origin};
+use crate::environ::Environ;
 use crate::fd;
 use crate::home::Home;
 use crate::sys::process::{self, End};
@@ -69,9 +71,9 @@ pub fn part(home: &Home) -> Result<Rc<Launcher>, Trouble> {
 
 impl Launcher {
     /// Asks for the program, with these ends of pipes; the number of the request.
-    pub fn ask(&self, message: &OwnedFd, envelope: &OwnedFd) -> u32 {
+    pub fn ask(&self, message: &OwnedFd, envelope: &OwnedFd, origin: &Origin) -> u32 {
         self.asked.set(self.asked.get().wrapping_add(1));
-        door::send_request(&self.connection, message, envelope);
+        door::send_request_with(&self.connection, message, envelope, &origin.list());
         self.asked.get()
     }
 
@@ -185,13 +187,14 @@ impl Service<'_> {
 
     /// Takes a request and starts the program for it.
     fn start(&mut self) -> Option<Running> {
-        let request = self.connection.as_ref().map(|c| door::receive_request(c, Deadline::never()));
-        let Some(Ok((message, envelope))) = request.filter(|r| r.as_ref().is_ok_and(are_pipes)) else {
+        let Some((pipes, origin)) = self.connection.as_ref().and_then(receive) else {
             self.connection = None;
             return None;
         };
         self.requests = self.requests.wrapping_add(1);
-        match start_program(self.home, &self.program, &message, &envelope, None) {
+        let mut environ = Environ::inherited();
+        origin.put(&mut environ);
+        match start_program(self.home, &self.program, &pipes.0, &pipes.1, None, &environ) {
             Ok((pid, text)) => Some(Running { pid, end: None, text: Some(text), said: Vec::new() }),
             Err(code) => {
                 self.answer(Pid::from_raw(0), End::Exit(code), b"");
@@ -222,6 +225,12 @@ impl Running {
             _ => self.text = None,
         }
     }
+}
+
+/// A request; None when it is anything else.
+fn receive(connection: &OwnedFd) -> Option<((OwnedFd, OwnedFd), Origin)> {
+    let (pipes, list) = door::receive_request_with(connection, Deadline::never(), LIST_MAX).ok()?;
+    Some((pipes, Origin::parse(&list)?)).filter(|(pipes, _)| are_pipes(pipes))
 }
 
 /// Ends of pipes to read from: nothing else is handed to a program.
@@ -270,8 +279,8 @@ mod tests {
     fn an_answer_to_an_earlier_request_is_not_taken_for_this_one() {
         let (session, ours) = pair();
         let pipe = fd::pipe().unwrap().0;
-        session.ask(&pipe, &pipe);
-        let number = session.ask(&pipe, &pipe);
+        session.ask(&pipe, &pipe, &Origin::default());
+        let number = session.ask(&pipe, &pipe, &Origin::default());
         for (number, code) in [(1, 0), (2, 53)] {
             let answer = Answer { number, pid: 7, end: End::Exit(code), text: Vec::new() };
             send(ours.as_raw_fd(), &answer.encode(), MsgFlags::empty()).unwrap();
@@ -284,8 +293,22 @@ mod tests {
         let (session, ours) = pair();
         let pipe = fd::pipe().unwrap().0;
         drop(ours);
-        let number = session.ask(&pipe, &pipe);
+        let number = session.ask(&pipe, &pipe, &Origin::default());
         assert_eq!(session.outcome(number), None);
+    }
+
+    #[test]
+    fn what_the_session_knows_comes_with_its_request() {
+        let (session, ours) = pair();
+        let pipe = fd::pipe().unwrap().0;
+        let mut origin = Origin::default();
+        session.ask(&pipe, &pipe, &origin);
+        origin.add(b"SMTPAUTHUSER", b"joe");
+        session.ask(&pipe, &pipe, &origin);
+        assert_eq!(receive(&ours).unwrap().1, Origin::default());
+        assert_eq!(receive(&ours).unwrap().1, origin);
+        door::send_request_with(&session.connection, &pipe, &pipe, b"PATH=/evil\0");
+        assert!(receive(&ours).is_none());
     }
 
     #[test]

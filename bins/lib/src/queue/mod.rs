@@ -11,6 +11,7 @@ pub mod info;
 pub mod launcher;
 pub mod list;
 pub mod lock;
+pub mod origin;
 pub mod record;
 pub mod report;
 pub mod rewrite;
