@@ -30,9 +30,9 @@ class Server:
     """An exchanger that serves whoever connects. `heard` has a list for each connection: the lines, with `*` before those
     that came under TLS, bodies left out. `clear` and `offers` are what EHLO announces before and under TLS."""
 
-    def __init__(self, pair, offers="REQUIRETLS", clear="STARTTLS", host="127.0.0.2", port=25, first=False, says=None):
+    def __init__(self, pair, offers="REQUIRETLS", clear="STARTTLS", host="127.0.0.2", port=25, first=False, says=None, greeting="220 mx.test ESMTP"):
         self.context, self.offers, self.clear = server_context(pair) if pair else None, offers.split(), clear.split()
-        self.first, self.says = first, says or {}
+        self.first, self.says, self.greeting = first, says or {}, greeting.encode() + b"\r\n"
         self.heard, self.bodies, self.connections, self.threads = [], [], [], []
         self.socket = socket.create_server((host, port))
         self.thread = threading.Thread(target=self.accept, daemon=True)
@@ -70,9 +70,9 @@ class Server:
         with contextlib.suppress(OSError), connection:
             if self.first:
                 with self.context.wrap_socket(connection, server_side=True) as inner:
-                    self.talk(inner, heard, True, b"220 mx.test ESMTP\r\n")
+                    self.talk(inner, heard, True, self.greeting)
             else:
-                self.talk(connection, heard, False, b"220 mx.test ESMTP\r\n")
+                self.talk(connection, heard, False, self.greeting)
 
     def talk(self, stream, heard, secure, greeting=b""):
         reader = stream.makefile("rb")
@@ -324,7 +324,7 @@ class Required(Case):
         self.records["first.test", A] = [bytes([127, 0, 0, 3])]
         self.prove()
         for pair, more in ((self.made.make("first.test"), {"offers": ""}), (self.made.make("first.test"), {"clear": ""}),
-                           (self.made.make("other.test"), {})):
+                           (self.made.make("other.test"), {}), (None, {"greeting": "554 no"}), (None, {"says": {"STARTTLS": "454 later"}})):
             with Server(pair, host="127.0.0.3", **more) as first:
                 out, server = self.demanded()
             self.passed(out, "pkix, REQUIRETLS")

@@ -206,11 +206,14 @@ impl Opening<'_> {
                 passed_over.push(report::no_tls_here());
                 continue;
             }
-            match self.place(pass, place, found.port, client, demand).map_err(Missing::Ended)? {
-                Some(Attempt::Ready(opened)) => return self.ready(*opened).map_err(Missing::Ended),
-                Some(Attempt::Next(report)) => passed_over.push(report),
-                Some(Attempt::Lesser(_)) => {}
-                None => unreachable = true,
+            match self.place(pass, place, found.port, client, demand) {
+                Ok(Some(Attempt::Ready(opened))) => return self.ready(*opened).map_err(Missing::Ended),
+                Ok(Some(Attempt::Next(report))) => passed_over.push(report),
+                Ok(Some(Attempt::Lesser(_))) => {}
+                Ok(None) => unreachable = true,
+                // rfc8689:4.2.1 whatever step fails, the next host is asked.
+                Err(report) if pass == Pass::Strict => passed_over.push(report),
+                Err(report) => return Err(Missing::Ended(report)),
             }
         }
         // "Never" is said only where each host has said it. Where no host was asked for anything, no other pass finds more.

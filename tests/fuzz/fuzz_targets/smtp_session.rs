@@ -319,6 +319,7 @@ impl Model {
         self.sender = None;
         let Some((sender, parameters)) = self.address(argument) else { return self.say(555) };
         let mut size = 0;
+        let (mut requires_tls, mut has_value) = (false, false);
         for word in parameters.split(|b| matches!(b, b' ' | b'\t')) {
             let text = String::from_utf8_lossy(word);
             let (name, value) = text.split_once('=').unwrap_or((&text, ""));
@@ -328,10 +329,16 @@ impl Model {
                 }
                 let Ok(number) = value.parse::<u64>() else { return self.say(501) };
                 size = number;
+            } else if name.eq_ignore_ascii_case("REQUIRETLS") {
+                requires_tls = true;
+                has_value |= text.contains('=');
             }
         }
         if self.decided.small && size > SMALL {
             return self.say(552);
+        }
+        if requires_tls {
+            return self.say(if has_value { 501 } else { 530 }); // there is no TLS here
         }
         self.sender = Some(sender);
         self.recipients.clear();
