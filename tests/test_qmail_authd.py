@@ -3,6 +3,7 @@
 import glob
 import os
 import pwd
+import re
 import signal
 import socket
 import struct
@@ -13,7 +14,7 @@ import unittest
 from tests import harness, logins, sandbox
 from tests.harness import Daemon, Line, dialogue, wait_for
 from tests.logins import Front, fields, packet
-from tests.packages import fail2ban
+from tests.packages import fail2ban, unpacked
 from tests.test_system_home import ENV, HOME, gid, made, script, sh, uid, write
 
 # What a checker of these tests does: it says what it was given, and stays until its input ends.
@@ -411,9 +412,7 @@ class WrongPasswords(logins.InAHome):
         self.assertEqual(self.authd.log().count("LOGIN FAILED"), 2)
 
     def test_fail2ban_itself_finds_the_line_in_every_log(self):
-        root = os.path.join(harness.ROOT, "tests", "tools", "root")
-        if not os.path.exists(os.path.join(root, "usr/bin/fail2ban-regex")):
-            raise unittest.SkipTest("fail2ban is not unpacked (scripts/test-packages)")
+        regex, filters, modules = unpacked("usr/bin/fail2ban-regex"), unpacked("etc/fail2ban"), unpacked("usr/lib/python3/dist-packages")
         self.assertEqual(self.ask("true", name="joe", password="wrong", ip="192.0.2.1").answer(), 1)
         refused = self.authd.wait_log(r"^qmail-authd: LOGIN FAILED, .*$")[0]
         refused = [refused, refused.replace("authd", "smtpd").replace("192.0.2.1", "2001:db8::1")]
@@ -425,8 +424,8 @@ class WrongPasswords(logins.InAHome):
 
         def found(befores, name):
             log = self.home.write("log-of-logins", "".join(f"{before}{line}\n" for before in befores for line in refused + others))
-            done = subprocess.run(["python3", root + "/usr/bin/fail2ban-regex", "-c", root + "/etc/fail2ban", "-o", "ip", log, name],
-                                  env={**os.environ, "PYTHONPATH": root + "/usr/lib/python3/dist-packages", "PYTHONDONTWRITEBYTECODE": "1"},
+            done = subprocess.run(["python3", regex, "-c", filters, "-o", "ip", log, name],
+                                  env={**os.environ, "PYTHONPATH": modules, "PYTHONDONTWRITEBYTECODE": "1"},
                                   capture_output=True, text=True, timeout=harness.TIMEOUT)
             return done.stdout.split()
         self.assertEqual(found(befores, told), ["192.0.2.1", "2001:db8::1"] * len(befores))
