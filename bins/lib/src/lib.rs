@@ -26,6 +26,7 @@ pub mod quote;
 pub mod requiretls;
 
 pub mod alongside;
+pub mod apart;
 pub mod assign;
 pub mod auth;
 pub mod dotqmail;

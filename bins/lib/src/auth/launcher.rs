@@ -17,17 +17,13 @@ use crate::sys::process::{self, Command, End};
 use crate::sys::signal;
 use crate::timed::Deadline;
 use crate::trouble::Trouble;
-use crate::{exits, fd, program};
+use crate::{apart, exits, fd, program};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::unistd::{Gid, Pid, Uid};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
-
-/// Passed on to the session, which they would have reached were it one process.
-const FOR_THE_SESSION: [Signal; 4] = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM];
 
 /// A checker that takes longer is not checking any more: the slowest ask a directory over the network.
 const CHECK_SECONDS: u64 = 120;
@@ -52,28 +48,14 @@ pub struct Launcher {
 /// Parts this process in two, and returns in the session, as `user` if there is one to become. The launcher
 /// stays in here until the session ends, and then ends the same way. `name` is the program's, for the log.
 pub fn part(name: &'static str, way: Way, user: Option<(Uid, Gid)>) -> Result<Launcher, Trouble> {
-    let flags = SockFlag::SOCK_CLOEXEC;
-    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)
-        .map_err(|e| Trouble::unable("make", "a pair of sockets", e))?;
-    signal::die_of(&[Signal::SIGCHLD]); // a parent may have it ignored: then no end would be told
-    let mask = signal::hold(&FOR_THE_SESSION);
-    match process::part().map_err(|e| Trouble::temporary("unable to fork").because(e))? {
-        None => {
-            signal::release(&mask);
-            drop(ours);
-            if let Some((uid, gid)) = user {
-                process::become_user(uid, gid, &[gid])
-                    .map_err(|e| Trouble::unable("become", "the user who talks to the network", e))?;
-                memory::undumpable(); // a new uid may have made it dumpable
-            }
-            Ok(Launcher { connection: theirs })
-        }
-        Some(session) => {
-            drop(theirs);
-            fd::give_up_standard();
-            process::end_as(Service { name, way, session, connection: Some(ours) }.run())
-        }
+    let launcher = move |ours, session| Service { name, way, session, connection: Some(ours) }.run();
+    let connection = apart::part(launcher)?;
+    if let Some((uid, gid)) = user {
+        process::become_user(uid, gid, &[gid])
+            .map_err(|e| Trouble::unable("become", "the user who talks to the network", e))?;
+        memory::undumpable(); // a new uid may have made it dumpable
     }
+    Ok(Launcher { connection })
 }
 
 impl Launcher {
@@ -105,7 +87,7 @@ struct Running {
 
 impl Service {
     fn run(mut self) -> End {
-        signal::catch(&[&FOR_THE_SESSION[..], &[Signal::SIGCHLD]].concat());
+        apart::catch_signals();
         let mut running: Option<Running> = None;
         loop {
             signal::take(Signal::SIGCHLD);
@@ -120,9 +102,7 @@ impl Service {
                     self.answer(end, &checker.remarks);
                 }
             }
-            for number in FOR_THE_SESSION.into_iter().filter(|number| signal::take(*number)) {
-                let _ = kill(self.session, number);
-            }
+            apart::pass_on_signals(self.session);
             let mut fds = Vec::with_capacity(1);
             let mut left = None;
             match (&running, &self.connection) {

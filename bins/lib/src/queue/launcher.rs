@@ -15,25 +15,21 @@ use super::client::{ANSWER_MAX, Outcome, setting, start_program};
 use super::door;
 use super::origin::{LIST_MAX, Origin};
 use crate::environ::Environ;
-use crate::fd;
 use crate::home::Home;
 use crate::sys::process::{self, End};
 use crate::sys::signal;
 use crate::timed::Deadline;
 use crate::trouble::Trouble;
+use crate::{apart, fd};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
-use nix::sys::signal::{Signal, kill};
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
+use nix::sys::socket::{MsgFlags, recv, send};
 use nix::sys::stat::{SFlag, fstat};
 use nix::unistd::Pid;
 use std::cell::Cell;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
-
-/// Passed on to the session, which they would have reached were it one process.
-const FOR_THE_SESSION: [Signal; 4] = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM];
 
 /// Before a wait that the system refused (no memory) is tried again.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -51,22 +47,9 @@ pub struct Launcher {
 /// and then ends the same way.
 pub fn part(home: &Home) -> Result<Rc<Launcher>, Trouble> {
     let program = setting("QMAILQUEUE").ok_or_else(|| Trouble::temporary("QMAILQUEUE is not set"))?;
-    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
-        .map_err(|e| Trouble::unable("make", "a pair of sockets", e))?;
-    signal::die_of(&[Signal::SIGCHLD]); // a parent may have it ignored: then no end would be told
-    let mask = signal::hold(&FOR_THE_SESSION);
-    match process::part().map_err(|e| Trouble::temporary("unable to fork").because(e))? {
-        None => {
-            signal::release(&mask);
-            drop(ours);
-            Ok(Rc::new(Launcher { connection: theirs, asked: Cell::new(0) }))
-        }
-        Some(session) => {
-            drop(theirs);
-            fd::give_up_standard();
-            process::end_as(Service { home, program, session, connection: Some(ours), requests: 0 }.run())
-        }
-    }
+    let launcher =
+        move |ours, session| Service { home, program, session, connection: Some(ours), requests: 0 }.run();
+    Ok(Rc::new(Launcher { connection: apart::part(launcher)?, asked: Cell::new(0) }))
 }
 
 impl Launcher {
@@ -149,7 +132,7 @@ struct Running {
 impl Service<'_> {
     /// Serves until the session has ended: how. A program that still runs then sees the end of its pipes.
     fn run(mut self) -> End {
-        signal::catch(&[&FOR_THE_SESSION[..], &[Signal::SIGCHLD]].concat());
+        apart::catch_signals();
         let mut running: Option<Running> = None;
         loop {
             while let Some((pid, end)) = process::reap() {
@@ -160,9 +143,7 @@ impl Service<'_> {
                     running.end = Some(end);
                 }
             }
-            for number in FOR_THE_SESSION.into_iter().filter(|number| signal::take(*number)) {
-                let _ = kill(self.session, number);
-            }
+            apart::pass_on_signals(self.session);
             if let Some(Running { pid, end: Some(end), text: None, said }) = &running {
                 self.answer(*pid, *end, said);
                 running = None;
@@ -245,6 +226,7 @@ fn are_pipes((message, envelope): &(OwnedFd, OwnedFd)) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
     #[test]
     fn an_answer_is_read_as_it_was_written() {
