@@ -117,7 +117,8 @@ class Tls(unittest.TestCase):
         for row, peer in zip(rows, peers):
             figures = row[30:].split()
             self.assertEqual(len(figures), 6 if peer else 2, row)
-            self.assertTrue(all(float(figure) > 0 for figure in figures if figure != "-"), row)  # no control group, no processor time
+            # A slow machine may round to nothing; without a control group there is no processor time.
+            self.assertTrue(all(float(figure) >= 0 for figure in figures if figure != "-"), row)
             self.assertNotEqual(figures[0], "-", row)
         self.assertRegex(done.stdout, r"(?m)^a session at port 465: [1-9]\d* KiB")
 
