@@ -526,9 +526,9 @@ EXPECTED = {
         Want(("root", "qmail"), {"qmail-lspawn"}, BESIDE, f"{PIPE}|{SOCKET}|{NULL}|{HOME}/queue/lock/ledger.local")] * 2,
     "qmail-rspawn": [Want(("qmailr", "qmail"), {"qmail-send"}, {0: PIPE, 1: PIPE, 2: NULL}, f"{PIPE}|{SOCKET}|{NULL}|{HOME}/queue/lock/ledger.remote"),
                      Want(("qmailr", "qmail"), {"qmail-rspawn"}, BESIDE, f"{PIPE}|{SOCKET}|{NULL}|{HOME}/queue/lock/ledger.remote")],
-    # What answers qmail-remote's questions about TLS, left by who became qmail-rspawn.
-    "tlsclient": [Want(("qmailr", "qmail"), {"qmail-rspawn"}, BESIDE, SOCKET)],
-    "mta-sts": [Want(("qmailr", "qmail"), {"qmail-rspawn"}, BESIDE, SOCKET)],
+    # What answers qmail-remote's questions about TLS, and who replaces it; left by who became qmail-rspawn.
+    "tlsclient": [Want(("qmailr", "qmail"), {"qmail-rspawn"}, BESIDE, SOCKET), Want(("qmailr", "qmail"), {"tlsclient"}, BESIDE, SOCKET)],
+    "mta-sts": [Want(("qmailr", "qmail"), {"qmail-rspawn"}, BESIDE, SOCKET), Want(("qmailr", "qmail"), {"mta-sts"}, BESIDE, SOCKET)],
     # It holds intd locked for life: one qmail-clean a queue.
     "qmail-clean": [Want(("qmailq", "qmail"), {"qmail-send"}, {0: PIPE, 1: PIPE, 2: NULL, 3: HOME + "/queue/intd"})],
     "qmail-remote": [Want(("qmailr", "qmail"), {"qmail-rspawn"}, DELIVERY, f"{SOCKET}|{HOME}/queue/lock/tcpto")],
