@@ -9,6 +9,7 @@ import os
 from tests import sandbox
 from tests.bench import ground, systems, tlsload
 from tests.certificates import Store, self_signed
+from tests.harness import wait_for
 
 PORT = 465
 LARGEST = 1_000_000  # bytes of a message
@@ -100,6 +101,7 @@ def measure():
 def one_round(system, found):
     system.start()
     try:
+        wait_for(lambda: tlsload.listens(PORT), f"{system.name} at port {PORT}", tlsload.PATIENCE)  # start() knows of 25 only
         for version, resumed in tlsload.KINDS:
             found.add(f"TLS {version}, {'resumed' if resumed else 'full'}", system.name,
                       tlsload.rate(system.group, PORT, version, resumed, tlsload.smtp))

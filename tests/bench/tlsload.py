@@ -32,6 +32,14 @@ def trusting(version="1.3"):
     return context
 
 
+def listens(port):
+    try:
+        with socket.create_connection(("127.0.0.1", port), PATIENCE):
+            return True
+    except OSError:
+        return False
+
+
 def connect(port, context, session=None):
     s = socket.create_connection(("127.0.0.1", port), PATIENCE)
     s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
