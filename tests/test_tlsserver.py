@@ -313,6 +313,29 @@ class Sessions(Certified):
             self.assertEqual(s.recv(2), b"on")
 
 
+# Writes without ever reading, and ends when it is told.
+FILLS_UNTIL_TOLD = """
+import os, select, sys
+told = os.open(sys.argv[1], os.O_RDONLY | os.O_NONBLOCK)
+os.set_blocking(1, False)
+poll = select.poll()
+poll.register(told, select.POLLIN)
+poll.register(1, select.POLLOUT)
+wrote = 0
+def fill():
+    global wrote
+    try:
+        while True:
+            wrote += os.write(1, bytes(65536))
+    except BlockingIOError:
+        pass
+while all(fd != told for fd, _ in poll.poll()):
+    fill()
+fill()
+os.write(2, b"%d wrote %d\\n" % (os.getpid(), wrote))
+"""
+
+
 def client_hello():
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     session = trusting().wrap_bio(incoming, outgoing, server_hostname="localhost")
@@ -356,6 +379,43 @@ class Transfers(Certified):
                 got += chunk
         self.assertEqual(len(got), 3000000)
         server.wait_log(r"^tlsserver: end \d+ status 0$")
+
+    def test_what_the_program_wrote_arrives_though_it_has_ended_and_read_nothing(self):
+        """Both ways are full when it ends."""
+        with tempfile.TemporaryDirectory() as base:
+            os.chmod(base, 0o755)
+            fifo = os.path.join(base, "fifo")
+            os.mkfifo(fifo)
+            os.chmod(fifo, 0o644)
+            server = self.serve(program=[PYTHON, "-c", FILLS_UNTIL_TOLD, fifo])
+            with server.connect(trusting(ssl.TLSVersion.TLSv1_3)) as s:
+                s.setblocking(False)
+
+                looks = []  # many alike: a way that is full for a moment only is not
+
+                def is_full():
+                    try:
+                        while s.send(b"x" * 16384):
+                            looks.clear()
+                    except ssl.SSLWantWriteError:
+                        looks.append(stalled(server, both=True))
+                    return looks[-20:] == [True] * 20
+                wait_for(is_full, "the session to be full both ways")
+                with open(fifo, "wb") as f:
+                    f.write(b"go\n")
+                program, wrote = map(int, server.wait_log(r"^(\d+) wrote (\d+)$").groups())
+
+
+                def is_gone():
+                    try:
+                        with open(f"/proc/{program}/stat") as stat:
+                            return stat.read().rpartition(")")[2].split()[0] == "Z"  # reaped when the relay ends
+                    except FileNotFoundError:
+                        return True
+                wait_for(is_gone, "the program to be gone")
+                s.settimeout(harness.TIMEOUT)
+                self.assertEqual(len(read_all(s)), wrote)
+            server.wait_log(r"^tlsserver: end \d+ status 0$")
 
     def test_the_peer_may_end_first_and_gets_its_answer(self):
         server = self.serve(program=["sh", "-c", "wc -c; echo done"])
@@ -407,8 +467,9 @@ class Transfers(Certified):
             server.wait_log(r"^tlsserver: end \d+ status 768$")
 
 
-def stalled(server):
-    """Whether all of the program's output that can be is on its way, and the relay waits for the peer."""
+def stalled(server, both=False):
+    """Whether all of the program's output that can be is on its way, and the relay waits for the peer; with `both`, whether
+    the relay leaves what the peer has sent as well."""
     relays = [pid for pid in harness.family(server.pid) if harness.parent(pid) == server.pid]
     for pid in relays:
         with open(f"/proc/{pid}/stat") as f:
@@ -416,8 +477,10 @@ def stalled(server):
                 return False
     # Connected sockets whose send queue at our side is not empty, by the table of the kernel.
     with open("/proc/net/tcp") as f:
-        queues = [line.split()[4].split(":")[0] for line in f if f":{server.port:04X} " in line]
-    return any(int(queue, 16) > 0 for queue in queues)
+        table = [line.split() for line in f if f":{server.port:04X} " in line]
+    if both:
+        table = [row for row in table if row[1].endswith(f":{server.port:04X}") and int(row[4].split(":")[1], 16) > 0]
+    return any(int(row[4].split(":")[0], 16) > 0 for row in table)
 
 
 def pump(s, text):
@@ -756,6 +819,25 @@ class Peers(Certified):
         for version in ("-tls1_2", "-tls1_3"):
             self.echoes(["openssl", "s_client", "-connect", f"127.0.0.1:{self.server.port}", "-servername", "localhost",
                          "-CAfile", self.ca.file, "-verify_return_error", "-ign_eof", version])
+
+    def test_a_peer_may_want_other_keys(self):
+        """K of openssl asks us for a KeyUpdate (rfc8446:4.6.3), which goes before what the program writes next."""
+        with Server(store=self.store, program=["sh", "-c", "read a; dd if=/dev/zero bs=300000 count=1 2>/dev/null"]) as server, \
+                tempfile.TemporaryFile() as told, \
+                subprocess.Popen(["openssl", "s_client", "-connect", f"127.0.0.1:{server.port}", "-tls1_3"],
+                                 stdin=subprocess.PIPE, stdout=told, stderr=told) as client:
+            def said():
+                return os.pread(told.fileno(), MEGABYTE, 0)
+            try:
+                client.stdin.write(b"K\n")
+                client.stdin.flush()
+                wait_for(lambda: b"KEYUPDATE" in said(), "openssl to ask")
+                client.stdin.write(b"go\n")
+                client.stdin.flush()
+                client.wait(harness.TIMEOUT)  # it ends with the session
+            finally:
+                client.kill()
+            self.assertEqual(said().count(b"\0"), 300000)
 
     def test_key_exchange(self):
         """openssl has X25519MLKEM768 from 3.5 on; tests/test_tlsclient.py has it in any case."""

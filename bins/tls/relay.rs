@@ -104,6 +104,8 @@ pub fn alert(tls: &mut Connection, peer: &OwnedFd) {
 
 /// Until both have said all, or one of them is gone.
 pub fn run(tls: &mut Connection, peer: &OwnedFd, program: &OwnedFd) {
+    // The session is given a piece only when it has sent the one before, and takes all of it, whatever else it sends.
+    tls.set_buffer_limit(None);
     let mut relay = Relay {
         tls,
         peer,
@@ -165,7 +167,10 @@ impl Relay<'_> {
             if program.intersects(PollFlags::POLLOUT | PollFlags::POLLERR) {
                 self.take()?;
             }
-            if program.intersects(PollFlags::POLLIN | PollFlags::POLLHUP) && self.program_talks {
+            if program.intersects(PollFlags::POLLIN | PollFlags::POLLHUP)
+                && self.program_talks
+                && !self.tls.wants_write()
+            {
                 self.read_program()?;
             }
             if program.intersects(PollFlags::POLLHUP) {
