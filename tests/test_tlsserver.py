@@ -949,6 +949,8 @@ class OutOfReach(unittest.TestCase):
             tls = (str(TLS_USER), [str(TLS_USER)], "2", "1")
             self.assertEqual((status(keeper), status(session)), (tls, tls))
             self.assertEqual(status(program), (str(harness.owner()[1]), [str(harness.owner()[2])], "0", "0"))
+            for pid in (server.pid, keeper, session):
+                self.assertEqual([os.readlink(f"/proc/{pid}/fd/{number}") for number in (0, 1)], ["/dev/null"] * 2)
             # What it has open: 0, 1, 2, the connection, the program.
             wait_for(lambda: len(os.listdir(f"/proc/{session}/fd")) == 5, "the way to the keys to be closed")
 

@@ -103,6 +103,7 @@ impl Guard {
         // In this process the closure's ends are closed when it was not called.
         let forked = process::fork_child(move || {
             signal::defaults();
+            fd::give_up_standard();
             descriptor::close_others(&[theirs.as_fd(), write.as_fd()]);
             match prepare(store, user, clients_max) {
                 Ok(keeper) => {
