@@ -176,6 +176,15 @@ class Serving(Case):
         self.assertEqual(os.listdir(self.home.file("sts")), [])
 
     @namespace.alone
+    def test_a_policy_that_cannot_be_had_is_not_one_that_is_not_there(self):
+        self.assertEqual(self.ask("good.test"), [b"U"], "nobody listens at the web server")
+        self.zone.rcode = SERVFAIL
+        self.assertEqual(self.ask("other.test"), [b"U"], "the DNS does not say")
+        self.zone.rcode = 0
+        self.zone.texts.clear()
+        self.assertEqual(self.ask("good.test"), [b"N"], "the record is gone")
+
+    @namespace.alone
     def test_testing_and_none_are_told_apart(self):
         for mode, answer in (("testing", b"Tmx.good.test\0*.wild.test\0"), ("none", b"N")):
             os.path.exists(self.home.file("sts/good.test")) and os.unlink(self.home.file("sts/good.test"))
@@ -202,7 +211,7 @@ class Serving(Case):
     @namespace.alone
     def test_a_policy_that_has_run_out_holds_no_longer(self):
         self.known(age=86401)
-        self.assertEqual(self.ask("good.test"), [b"N"])
+        self.assertEqual(self.ask("good.test"), [b"U"])
         with self.web():
             self.known(age=86401)
             self.assertEqual(self.ask("good.test"), [ENFORCE])
@@ -216,7 +225,7 @@ class Serving(Case):
     @namespace.alone
     def test_what_could_not_be_fetched_is_not_asked_for_at_once_again(self):
         with self.web(page("no policy")) as web:
-            self.assertEqual(self.ask("good.test", "good.test"), [b"N", b"N"])
+            self.assertEqual(self.ask("good.test", "good.test"), [b"U", b"U"])
             self.assertEqual(len(web.asked), 1)
             self.known(failed=f"failed 2 {int(time.time()) - 301}\n", identity="1")
             self.zone.texts["_mta-sts.good.test"] = ["v=STSv1; id=2;"]

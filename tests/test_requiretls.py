@@ -354,6 +354,24 @@ class Required(Case):
                          b"ZTLS is demanded for this host, and tlsclient does not run here. (#4.7.4)\n\0")
 
     @namespace.alone
+    def test_a_host_that_only_a_policy_could_name_is_not_refused_for_good_while_that_cannot_be_had(self):
+        no_tls = b"ZTLS is demanded for this host, and tlsclient does not run here. (#4.7.4)\n\0"
+        unknown = b"ZThe message demands REQUIRETLS, and the domain's policy (MTA-STS) cannot be had now. (#4.7.5)\n\0"
+        self.assertEqual(self.remote(message=DEMAND), no_tls, "nobody asks for one without tlsclient")
+        with self.policy():
+            self.assertEqual(self.remote(message=DEMAND), no_tls)
+        out, server = self.demanded(sts=True)
+        self.assertEqual((out, server.heard), (unknown, []), "its web server is gone")
+        self.passed(self.demanded(message=PLAIN, sts=True)[0], "unverified")
+        self.passed(self.demanded(sender="", sts=True)[0], "unverified")
+        os.unlink(self.home.file("sts/dest.test"))
+        self.failing.add("_mta-sts.dest.test")
+        self.assertEqual(self.demanded(sts=True)[0], unknown, "the DNS does not answer")
+        self.failing.clear()
+        del self.records["_mta-sts.dest.test", TXT]
+        self.assertEqual(self.demanded(sts=True)[0], self.NOT_NAMED)
+
+    @namespace.alone
     def test_what_the_administrator_demands_holds_as_well(self):
         self.prove()
         for level, how in (("may", "pkix"), ("encrypt", "pkix"), ("pkix", "pkix"), ("auto minimum=1.3", "pkix")):

@@ -64,7 +64,9 @@ fn look(place: &Place, domain: &[u8]) -> Result<Answer, Errno> {
     let mut kept = place.read(domain)?.unwrap_or_default();
     let web = Web::find();
     let now = date::now();
-    if let Ok(Some(id)) = web.id(domain)
+    let id = web.id(domain);
+    let has_one = !matches!(id, Ok(None));
+    if let Ok(Some(id)) = id
         && kept.wants(&id, now)
     {
         match web.policy(domain) {
@@ -73,5 +75,8 @@ fn look(place: &Place, domain: &[u8]) -> Result<Answer, Errno> {
         }
         place.write(domain, &kept);
     }
-    Ok(Answer::of(kept.valid(now)))
+    Ok(match kept.valid(now) {
+        None if has_one => Answer::Unknown,
+        policy => Answer::of(policy),
+    })
 }

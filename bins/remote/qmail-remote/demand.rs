@@ -223,6 +223,8 @@ pub enum Refusal {
     NotInPolicy,
     /// The message demands that somebody names it, and nobody does.
     NotNamed,
+    /// The same, and the domain's policy, which may name it, cannot be had.
+    PolicyUnknown,
     /// The message demands TLS, and the administrator will have none there.
     NoTls,
 }
@@ -250,15 +252,15 @@ impl Demand {
         let strict = pass == Pass::Strict;
         let listed = match host.sts {
             Answer::Enforce(policy) | Answer::Testing(policy) => policy.names(host.name),
-            Answer::Nothing => false,
+            Answer::Nothing | Answer::Unknown => false,
         };
         // rfc8689:4.2.1 step 2: the DNS proves it, or a policy, which came from a proved web server, in whatever mode.
         let named = host.proved || strict && listed;
         if strict && !named {
-            return Err(if matches!(host.sts, Answer::Enforce(_)) {
-                Refusal::NotInPolicy
-            } else {
-                Refusal::NotNamed
+            return Err(match host.sts {
+                Answer::Enforce(_) => Refusal::NotInPolicy,
+                Answer::Unknown => Refusal::PolicyUnknown,
+                Answer::Testing(_) | Answer::Nothing => Refusal::NotNamed,
             });
         }
         let names = if rule.names.is_empty() { vec![host.name.to_vec()] } else { rule.names.clone() };
@@ -304,7 +306,7 @@ impl Demand {
                         demand.trial = host.dane == Dane::Nothing && !strict;
                         false
                     }
-                    Answer::Nothing => false,
+                    Answer::Nothing | Answer::Unknown => false,
                 };
                 // rfc8461:2 what DANE demands no policy can lessen.
                 match host.dane {
@@ -604,6 +606,8 @@ mod tests {
                     .starts_with("name=mx.test verify=pkix ")
             );
             assert_eq!(of(level, host("mx.test", Dane::Nothing, &nothing)), Err(Refusal::NotNamed));
+            let unknown = host("mx.test", Dane::Nothing, &Answer::Unknown);
+            assert_eq!(of(level, unknown), Err(Refusal::PolicyUnknown));
             for policy in [enforce(), testing.clone()] {
                 let (required, said) = bytes(of(level, host("mx.test", Dane::Nothing, &policy)));
                 assert!(required && said.starts_with("name=mx.test verify=pkix "), "{level}: {said}");
@@ -632,7 +636,7 @@ mod tests {
         let danes = [Dane::Nothing, Dane::Unknown, Dane::Unusable { base: b"b.test".to_vec() }, records()];
         for level in ["none", "may", "auto", "encrypt", "pkix", "dane"] {
             for (dane, sts, proved) in danes.iter().flat_map(|dane| {
-                [Answer::Nothing, enforce(), testing.clone()]
+                [Answer::Nothing, Answer::Unknown, enforce(), testing.clone()]
                     .into_iter()
                     .flat_map(move |sts| [false, true].map(|proved| (dane.clone(), sts.clone(), proved)))
             }) {

@@ -190,6 +190,10 @@ impl Opening<'_> {
     ) -> Result<Session<Wire>, Missing> {
         let mut passed_over = Vec::new();
         let mut unreachable = found.in_doubt;
+        // Then no policy was asked for either, and nothing can be said for good.
+        if pass == Pass::Strict && client.is_none() {
+            return Err(Missing::PassedOver(report::no_tls_here()));
+        }
         for place in &found.places {
             let name = found.names.get(place.name).cloned().unwrap_or_default();
             let dane = known.get_mut(place.name).map_or(Dane::Nothing, |dane| {
@@ -270,6 +274,7 @@ impl Opening<'_> {
             Refusal::DaneMissing => report::dane_missing(&name.name),
             Refusal::NotInPolicy => report::not_in_policy(&name.name),
             Refusal::NotNamed => report::requiretls_not_named(&name.name),
+            Refusal::PolicyUnknown => report::requiretls_policy_unknown(),
             Refusal::NoTls => report::requiretls_denied(&name.name),
         })?;
         let wrapped = found.port == WRAPPED_PORT;

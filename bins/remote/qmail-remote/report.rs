@@ -249,6 +249,14 @@ pub fn requiretls_not_named(host: &[u8]) -> Report {
     requiretls(&[b"neither DNSSEC nor MTA-STS says that ", &shown(host), b" is to have it. (#5.7.30)"])
 }
 
+/// It may name one the next time.
+pub fn requiretls_policy_unknown() -> Report {
+    Report::line(
+        b'Z',
+        "The message demands REQUIRETLS, and the domain's policy (MTA-STS) cannot be had now. (#4.7.5)",
+    )
+}
+
 pub fn requiretls_without_tls(ip: IpAddr) -> Report {
     requiretls(&[ip.to_string().as_bytes(), b" offers no TLS. (#5.7.10)"])
 }

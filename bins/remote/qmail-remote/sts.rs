@@ -234,6 +234,8 @@ pub enum Answer {
     Enforce(Policy),
     Testing(Policy),
     Nothing,
+    /// None holds, and there may be one that cannot be had now. Who demands nothing more need not care (RFC 8461 section 5).
+    Unknown,
 }
 
 impl Answer {
@@ -250,6 +252,7 @@ impl Answer {
             Answer::Enforce(policy) => (b'E', policy),
             Answer::Testing(policy) => (b'T', policy),
             Answer::Nothing => return b"N".to_vec(),
+            Answer::Unknown => return b"U".to_vec(),
         };
         let mut out = vec![letter];
         for mx in &policy.mx {
@@ -271,6 +274,7 @@ impl Answer {
             b'E' => policy(Mode::Enforce, rest).map(Answer::Enforce),
             b'T' => policy(Mode::Testing, rest).map(Answer::Testing),
             b'N' if rest.is_empty() => Some(Answer::Nothing),
+            b'U' if rest.is_empty() => Some(Answer::Unknown),
             _ => None,
         }
     }
@@ -394,11 +398,13 @@ mod tests {
     fn an_answer_is_what_it_was() {
         let enforce = Policy::parse(SAMPLE).unwrap();
         let testing = Policy { mode: Mode::Testing, ..enforce.clone() };
-        for answer in [Answer::of(Some(&enforce)), Answer::of(Some(&testing)), Answer::of(None)] {
+        for answer in
+            [Answer::of(Some(&enforce)), Answer::of(Some(&testing)), Answer::of(None), Answer::Unknown]
+        {
             let back = Answer::parse(&answer.bytes()).unwrap();
             assert_eq!(back.bytes(), answer.bytes());
         }
-        for bad in [b"".as_slice(), b"E", b"Ea.test", b"E\0", b"Nx", b"Xa.test\0"] {
+        for bad in [b"".as_slice(), b"E", b"Ea.test", b"E\0", b"Nx", b"Ux", b"Xa.test\0"] {
             assert_eq!(Answer::parse(bad), None);
         }
     }
