@@ -550,6 +550,14 @@ class Optional(Case):
         self.assertRegex(self.send(LAX), rb"^Zmx\.test has no TLSA records")
 
     @namespace.alone
+    def test_a_password_is_told_to_nobody_else_for_it(self):
+        self.mark()
+        self.home.control("smtproutes", ":mx.test:25 joe secret cleartext\n")
+        with Server(self.good, offers="AUTH=PLAIN", clear="STARTTLS AUTH=PLAIN") as server:
+            self.refused(self.send(LAX))
+        self.assertEqual(server.heard, [["EHLO test.example", "STARTTLS"]])
+
+    @namespace.alone
     def test_twice_or_with_another_word_it_says_nothing(self):
         self.mark()
         with Server(self.good) as server:

@@ -167,8 +167,10 @@ impl Opening<'_> {
         let mut known: Vec<Option<Dane>> = vec![None; found.names.len()];
         let mut latest = report::no_connection();
         for pass in self.kind.passes() {
-            // Without a policy of the domain's there is nothing to be lax about.
-            if *pass == Pass::Lax && self.way.rule.level != Level::Auto {
+            // Without a policy of the domain's there is nothing to be lax about. And whom a password is told is not for
+            // a message to say.
+            let may_be_lax = self.way.rule.level == Level::Auto && self.way.credentials.is_none();
+            if *pass == Pass::Lax && !may_be_lax {
                 break;
             }
             match self.search(*pass, found, client, &policy, &mut known) {
