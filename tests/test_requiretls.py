@@ -354,6 +354,25 @@ class Required(Case):
                          b"ZTLS is demanded for this host, and tlsclient does not run here. (#4.7.4)\n\0")
 
     @namespace.alone
+    def test_slow_hosts_are_not_all_waited_for(self):
+        hosts = range(2, 10)
+        self.records["dest.test", MX] = [mx(host, f"mx{host}.test") for host in hosts]
+        self.records.update({(f"mx{host}.test", A): [bytes([127, 0, 0, host])] for host in hosts})
+        self.prove()
+        self.home.control("timeoutremote", "1\n")
+        self.addCleanup(os.unlink, self.home.file("control/timeoutremote"))
+        with contextlib.ExitStack() as stack:
+            silent = [stack.enter_context(socket.create_server((f"127.0.0.{host}", 25))) for host in hosts]
+            self.assertRegex(self.send(DEMAND), rb"^ZConnected to 127\.0\.0\.2 but connection died\. \(#4\.4\.2\)\n\0$")
+            asked = 0
+            for listener in silent:
+                listener.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    listener.accept()[0].close()
+                    asked += 1
+        self.assertIn(asked, (1, 2, 3))
+
+    @namespace.alone
     def test_a_host_that_only_a_policy_could_name_is_not_refused_for_good_while_that_cannot_be_had(self):
         no_tls = b"ZTLS is demanded for this host, and tlsclient does not run here. (#4.7.4)\n\0"
         unknown = b"ZThe message demands REQUIRETLS, and the domain's policy (MTA-STS) cannot be had now. (#4.7.5)\n\0"

@@ -21,6 +21,7 @@ use jail::{Jail, programs};
 use qmail::control::{Control, Map};
 use qmail::sasl::Binding;
 use qmail::tcpto;
+use qmail::timed::Deadline;
 use qmail::trouble::Trouble;
 use std::cell::Cell;
 use std::net::IpAddr;
@@ -32,6 +33,10 @@ const HANDSHAKE: Duration = Duration::from_secs(180);
 
 /// rfc8314:3.3 where TLS begins with the first byte.
 const WRAPPED_PORT: u16 = 465;
+
+/// So many timeoutremote may pass before the last host is asked that is not what it must be: an attacker's domain may have
+/// a hundred slow ones, and a place among all deliveries is not to be held for days.
+const SEARCH_PATIENCE: u32 = 2;
 
 /// Seconds, unless control files say otherwise.
 const TIMEOUT_CONNECT: u64 = 60;
@@ -196,6 +201,7 @@ impl Opening<'_> {
         if pass == Pass::Strict && client.is_none() {
             return Err(Missing::PassedOver(report::no_tls_here()));
         }
+        let patience = Deadline::after(self.settings.timeout_remote.saturating_mul(SEARCH_PATIENCE));
         for place in &found.places {
             let name = found.names.get(place.name).cloned().unwrap_or_default();
             let dane = known.get_mut(place.name).map_or(Dane::Nothing, |dane| {
@@ -220,6 +226,10 @@ impl Opening<'_> {
                 // rfc8689:4.2.1 whatever step fails, the next host is asked.
                 Err(report) if pass == Pass::Strict => passed_over.push(report),
                 Err(report) => return Err(Missing::Ended(report)),
+            }
+            if patience.passed() && !passed_over.is_empty() {
+                unreachable = true; // so are the others
+                break;
             }
         }
         // "Never" is said only where each host has said it. Where no host was asked for anything, no other pass finds more.
