@@ -678,6 +678,20 @@ class Testing(Case):
         self.assertEqual(server.mails(), [[CLEAR]])
 
 
+class Names(Case):
+    """Two exchangers, one address."""
+
+    @namespace.alone
+    def test_the_name_that_the_policy_has_is_used_where_another_one_stands_first(self):
+        self.records["dest.test", MX] = [mx(10, "other.test"), mx(20, "mx.test"), mx(30, "MX.test")]
+        self.records["other.test", A] = self.records["mx.test", A]
+        for mode, message, how in (("enforce", PLAIN, "sts"), ("testing", DEMAND, "sts, REQUIRETLS")):
+            with self.policy(mode), Server(self.good) as server:
+                self.passed(self.send(message, sts=True), how)
+            self.assertEqual(len(server.heard), 1)
+            os.unlink(self.home.file("sts/dest.test"))
+
+
 class Unproved(Case):
     """RFC 7672 section 2.2.1: the domain's zone is not signed, that of its exchanger is."""
 

@@ -144,6 +144,9 @@ impl Lookup {
         let (mut found, mut names) = (Vec::new(), Vec::new());
         let mut in_doubt = false;
         for mx in sorted(list)? {
+            if names.iter().any(|known: &Name| known.name.eq_ignore_ascii_case(&whole(&mx.name))) {
+                continue;
+            }
             match self.ip(&mx.name) {
                 Ok(answer) => {
                     let (preference, name) = (mx.preference, names.len());
@@ -197,12 +200,13 @@ fn sorted(list: Vec<Mx>) -> Result<Vec<Mx>, Report> {
     Ok(keyed.into_iter().map(|(_, _, mx)| mx).take(NAMES_MAX).collect())
 }
 
-/// Each address once, where it stands first; IPv4 in IPv6 clothes as what it is.
+/// Each address of a name once; IPv4 in IPv6 clothes as what it is. Of another name it is another host: what its certificate
+/// must be, and whether a policy has it, goes by the name.
 fn collect(places: impl Iterator<Item = Place>) -> Vec<Place> {
     let mut kept: Vec<Place> = Vec::new();
     for place in places {
         let ip = place.ip.to_canonical();
-        if !kept.iter().any(|k| k.ip == ip) {
+        if !kept.iter().any(|k| (k.ip, k.name) == (ip, place.name)) {
             kept.push(Place { ip, ..place });
         }
     }
@@ -271,9 +275,11 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_tried_once() {
-        let all = places(&[("::ffff:192.0.2.1", 10), ("192.0.2.1", 20), ("192.0.2.2", 20)]);
-        assert_eq!(collect(all.into_iter()), places(&[("192.0.2.1", 10), ("192.0.2.2", 20)]));
+    fn an_address_of_a_name_is_tried_once() {
+        let all = places(&[("::ffff:192.0.2.1", 10), ("192.0.2.1", 10), ("192.0.2.2", 10)]);
+        assert_eq!(collect(all.into_iter()), places(&[("192.0.2.1", 10), ("192.0.2.2", 10)]));
+        let [one, two] = [0, 1].map(|name| Place { ip: ip("192.0.2.1"), preference: 10, name });
+        assert_eq!(collect([one, two, one].into_iter()), [one, two]);
     }
 
     #[test]

@@ -197,12 +197,16 @@ impl Opening<'_> {
     ) -> Result<Session<Wire>, Missing> {
         let mut passed_over = Vec::new();
         let mut unreachable = found.in_doubt;
+        let mut dead = Vec::new();
         // Then no policy was asked for either, and nothing can be said for good.
         if pass == Pass::Strict && client.is_none() {
             return Err(Missing::PassedOver(report::no_tls_here()));
         }
         let patience = Deadline::after(self.settings.timeout_remote.saturating_mul(SEARCH_PATIENCE));
         for place in &found.places {
+            if dead.contains(&place.ip) {
+                continue;
+            }
             let name = found.names.get(place.name).cloned().unwrap_or_default();
             let dane = known.get_mut(place.name).map_or(Dane::Nothing, |dane| {
                 dane.get_or_insert_with(|| self.dane(pass, found, &name, client)).clone()
@@ -222,7 +226,10 @@ impl Opening<'_> {
                 Ok(Some(Attempt::Ready(opened))) => return self.ready(*opened).map_err(Missing::Ended),
                 Ok(Some(Attempt::Next(report))) => passed_over.push(report),
                 Ok(Some(Attempt::Lesser(_))) => {}
-                Ok(None) => unreachable = true,
+                Ok(None) => {
+                    unreachable = true;
+                    dead.push(place.ip);
+                }
                 // rfc8689:4.2.1 whatever step fails, the next host is asked.
                 Err(report) if pass == Pass::Strict => passed_over.push(report),
                 Err(report) => return Err(Missing::Ended(report)),
