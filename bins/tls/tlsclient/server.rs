@@ -4,14 +4,15 @@
 use crate::connection;
 use jail::{Jail, programs};
 use qmail::home::Home;
+use qmail::spawn::slot::LIMIT_WIDE;
 use qmail::sys::process;
 use qmail::{alongside, environ, exits};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 use tls::verdict::DEMANDS_MAX;
 
-/// Connections at once: more than qmail-rspawn has. More wait in the socket.
-const CHILDREN_MAX: usize = 1000;
+/// Connections at once: all that qmail-rspawn can have, and those of mta-sts. More wait in the socket.
+const CHILDREN_MAX: usize = LIMIT_WIDE as usize + 256;
 
 /// After a fork that the system had no room for.
 const PAUSE: Duration = Duration::from_secs(1);
