@@ -32,6 +32,13 @@ class Newmrh(unittest.TestCase):
         self.assertEqual(self.home.run(["qmail-newmrh"]).code, 0)
         self.assertEqual(self.file(), tinycdb.make([]))
 
+    def test_lists_longer_than_other_control_files_may_be_are_read(self):
+        self.home.control("morercpthosts", "#" + "x" * (65 << 20) + "\na.example\n")
+        got = self.home.run(["qmail-newmrh"])
+        self.home.control("morercpthosts", "a.example\n")
+        self.assertEqual((got.code, got.err), (0, b""))
+        self.assertEqual(self.file(), tinycdb.make([(b"a.example", b"")]))
+
     def test_trouble_is_111_and_leaves_the_old_file(self):
         self.home.control("morercpthosts", "a.example\n")
         self.assertEqual(self.home.run(["qmail-newmrh"]).code, 0)

@@ -13,6 +13,9 @@ use qmail::home::Home;
 use qmail::trouble::Trouble;
 use qmail::{control, program, table};
 
+/// A million domains and more; the database made of them is built in memory.
+const SOURCE_MAX: usize = 256 * 1024 * 1024;
+
 fn main() {
     program::run("qmail-newmrh", "qmail-newmrh", newmrh)
 }
@@ -22,7 +25,7 @@ fn newmrh(args: program::Args) -> Result<(), Trouble> {
     umask(Mode::from_bits_truncate(0o033));
     let home = Home::find()?;
     Jail::of(&programs::QMAIL_NEWMRH).home(&home).close()?;
-    table::compile(&home.control(), "morercpthosts", "morercpthosts.cdb", |text, _| compile(text))
+    table::compile(&home.control(), "morercpthosts", "morercpthosts.cdb", SOURCE_MAX, |text, _| compile(text))
 }
 
 /// A record without data for each domain: qmail-smtpd asks only whether there is one.

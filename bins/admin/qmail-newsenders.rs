@@ -8,6 +8,7 @@
 
 use jail::{Jail, programs};
 use nix::sys::stat::{Mode, umask};
+use qmail::control::FILE_MAX; // what qmail-smtpd reads without the index, too
 use qmail::home::Home;
 use qmail::trouble::Trouble;
 use qmail::{program, table};
@@ -21,5 +22,5 @@ fn newsenders(args: program::Args) -> Result<(), Trouble> {
     umask(Mode::from_bits_truncate(0o033));
     let home = Home::find()?;
     Jail::of(&programs::QMAIL_NEWSENDERS).home(&home).close()?;
-    table::compile(&home.control(), "submissionsenders", "submissionsenders.cdb", table::index)
+    table::compile(&home.control(), "submissionsenders", "submissionsenders.cdb", FILE_MAX, table::index)
 }

@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 use crate::cdb::{self, ReplaceError, TooBig, Writer};
-use crate::control::{Control, FILE_MAX, Map, entries, key_and_value};
+use crate::control::{Control, Map, entries, key_and_value};
 use crate::fd;
 use crate::trouble::Trouble;
 use nix::errno::Errno;
@@ -89,11 +89,13 @@ pub fn index(text: &[u8], found: &FileStat) -> Result<Vec<u8>, TooBig> {
 }
 
 /// Makes the control file `target` of `name`: the new one is whole and on disk before it has that name, and after a
-/// failure the old one is as it was. `make` gets the text, and the state of the file before it was read.
+/// failure the old one is as it was. `make` gets the text, of at most `max` bytes, and the state of the file before it
+/// was read.
 pub fn compile(
     control: &Control,
     name: &str,
     target: &str,
+    max: usize,
     make: impl FnOnce(&[u8], &FileStat) -> Result<Vec<u8>, TooBig>,
 ) -> Result<(), Trouble> {
     let source = format!("control/{name}");
@@ -109,7 +111,7 @@ pub fn compile(
     if now.saturating_sub(changed) < TICK {
         std::thread::sleep(TICK);
     }
-    let text = fd::read_to_end(opened, FILE_MAX).map_err(unable)?;
+    let text = fd::read_to_end(opened, max).map_err(unable)?;
     let temporary = control.path(&format!("{name}.tmp"));
     let unable = |errno: Errno| Trouble::unable("write to", format!("{source}.tmp"), errno);
     let file = make(&text, &found).map_err(|TooBig| unable(Errno::EFBIG))?;
@@ -122,6 +124,7 @@ pub fn compile(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::FILE_MAX;
 
     #[test]
     fn an_index_is_asked_as_long_as_it_is_of_the_file() {
@@ -135,7 +138,7 @@ mod tests {
         write("Joe:one\n# no:line\njOe:two:x\nsue: three \t\nnothing\n");
         let by_text = [get(b"JOE"), get(b"sue"), get(b"nothing"), get(b"\n")];
         assert_eq!(by_text, [Some("two:x".into()), Some(" three".into()), None, None]);
-        compile(&control, "names", "names.cdb", index).unwrap();
+        compile(&control, "names", "names.cdb", FILE_MAX, index).unwrap();
         assert!(matches!(read().entries, Entries::Index(_)));
         assert_eq!([get(b"JOE"), get(b"sue"), get(b"nothing"), get(b"\n")], by_text);
         write("joe:later and longer\n");
