@@ -413,7 +413,8 @@ class BehindTlsserver(Certified):
             server.wait_log(r"^tlsserver: tls \d+ TLSv1\.3 \S+ localhost full$")
 
     def test_a_program_of_qmailqueue_is_told_who_sends_and_how(self):
-        HOME.write("environ.sh", '#!/bin/sh\ncat >/dev/null\ncat <&1 >/dev/null\nenv >"$CAPTURE_DIR/environ"\n', 0o755)
+        HOME.write("environ.sh", '#!/bin/sh\ncat >/dev/null\ncat <&1 >/dev/null\nenv >"$CAPTURE_DIR/environ"\n'
+                   'for f in /proc/$$/fd/*; do readlink "$f"; done >"$CAPTURE_DIR/open"\n', 0o755)
         for options, client in ((["-n"], self.by_starttls), ([], self.at_once)):
             # What the run script has of these is nobody's word.
             server = self.serve(*options, program=("qmail-smtpd", "checker", "true"), QMAILQUEUE=HOME.file("environ.sh"),
@@ -433,6 +434,8 @@ class BehindTlsserver(Certified):
             self.assertTrue(told["TLS_CIPHER"].startswith("TLS_AES_"), told)
             self.assertEqual([name for name in told if name in ("TLS_EXPORTER", "TLS_SERVER_END_POINT") or name.startswith("SSL") and name.endswith("FD")], [])
             self.assertNotIn("secret", "".join(told.values()))
+            # Nor has it the session itself, where the next login may be.
+            self.assertNotIn(b"socket:", checkers.read(self.kept, "open"))
 
     def told(self):
         return dict(line.split("=", 1) for line in checkers.read(self.kept, "environ").decode().splitlines())

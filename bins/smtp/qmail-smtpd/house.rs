@@ -52,8 +52,12 @@ pub struct House {
 
 impl House {
     /// Before the jail closes. Where a checker is to be run here, what returns is a child.
-    pub fn prepare(home: &Home, words: &[Vec<u8>], reach: &Reach) -> Result<House, Trouble> {
-        let tls = Offer::from_environ();
+    pub fn prepare(
+        home: &Home,
+        words: &[Vec<u8>],
+        reach: &Reach,
+        tls: Option<Offer>,
+    ) -> Result<House, Trouble> {
         let (asks, words) = match words {
             [first, rest @ ..] if first == AUTHASK && !rest.is_empty() => (true, rest),
             words => (is_behind_door(home), words),

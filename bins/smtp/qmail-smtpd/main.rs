@@ -32,6 +32,7 @@ use qmail::queue::launcher;
 use qmail::received::Peer;
 use qmail::timed::Writer;
 use qmail::trouble::Trouble;
+use qmail::ucspitls;
 use smtpd::around::{Alone, Around};
 use smtpd::config::Config;
 use smtpd::reply;
@@ -113,6 +114,7 @@ fn warn(what: &str, text: &[u8]) {
 /// that is a program of somebody else's, or a checker, what returns is a child.
 fn prepare(args: &Args) -> Result<(Config, Entrance, House), Trouble> {
     let home = Home::find()?;
+    let tls = ucspitls::Offer::from_environ(); // first: no program that is started may have its descriptors
     let reach = reach(&home);
     let launcher = match reach {
         Reach::Foreign => {
@@ -121,7 +123,7 @@ fn prepare(args: &Args) -> Result<(Config, Entrance, House), Trouble> {
         }
         Reach::Socket | Reach::Own => None,
     };
-    let house = House::prepare(&home, args.list(), &reach)?;
+    let house = House::prepare(&home, args.list(), &reach, tls)?;
     let config = Config::with_logins(&home.control(), house.has_checker())?;
     if config.access.submission.as_ref().is_some_and(Submission::is_stale) {
         warn("the index of control/submissionsenders is not of this file", b"run qmail-newsenders");
