@@ -96,6 +96,21 @@ class Submission(unittest.TestCase):
             S: 553 ...
         """)
 
+    def test_a_name_with_a_dash_that_is_an_account_is_not_its_beginnings(self):
+        self.addCleanup(lambda: os.path.exists(HOME.file("control/submissionsenders.cdb")) and HOME.remove_control("submissionsenders.cdb"))
+        HOME.control("submissionsenders", "joe-smith:\n")
+        for indexed in False, True:
+            if indexed:
+                self.assertEqual(HOME.run(["qmail-newsenders"]).code, 0)
+            dialogue(self.log_in(), """
+                C: MAIL FROM:<joe-list@test.example>
+                S: 250 ok
+                C: MAIL FROM:<Joe-Smith@test.example>
+                S: 553 ...
+                C: MAIL FROM:<joe-smith-list@other.example>
+                S: 553 ...
+            """)
+
     def test_the_index_of_senders_is_asked_as_long_as_it_is_of_the_file(self):
         self.addCleanup(lambda: os.path.exists(HOME.file("control/submissionsenders.cdb")) and HOME.remove_control("submissionsenders.cdb"))
 

@@ -51,8 +51,8 @@ impl Submission {
         self.senders.is_stale
     }
 
-    /// Whether this account may write as this sender: as itself, as its extensions, as nobody (what asks for no
-    /// answer), and as what control/submissionsenders says.
+    /// Whether this account may write as this sender: as itself, as its extensions that are no other account of
+    /// control/submissionsenders, as nobody (what asks for no answer), and as what control/submissionsenders says.
     pub fn may_write_as(&self, account: &[u8], sender: &[u8]) -> Result<bool, Trouble> {
         let (account, sender) = (account.to_ascii_lowercase(), sender.to_ascii_lowercase());
         if sender.is_empty() || account == sender {
@@ -70,9 +70,35 @@ impl Submission {
         }
         let (name, is_its) = match envelope::split(&account) {
             Some((name, of)) => (name, of == domain),
-            None => (account.as_slice(), self.domains.iter().any(|ours| ours.eq_ignore_ascii_case(domain))),
+            None => (account.as_slice(), self.is_ours(domain)),
         };
-        Ok(is_its && (local == name || local.strip_prefix(name).is_some_and(|rest| rest.starts_with(b"-"))))
+        if !is_its || !local.starts_with(name) {
+            return Ok(false);
+        }
+        match local.get(name.len()) {
+            None => Ok(true),
+            Some(b'-') => Ok(!self.is_anothers(name.len() + 1, local, domain)?),
+            Some(_) => Ok(false),
+        }
+    }
+
+    fn is_ours(&self, domain: &[u8]) -> bool {
+        self.domains.iter().any(|ours| ours.eq_ignore_ascii_case(domain))
+    }
+
+    /// Whether the list has an account that this address is nearer to than to the one whose name ends before `from`: of
+    /// joe and joe-smith the latter, as mail to joe-smith-list is his.
+    fn is_anothers(&self, from: usize, local: &[u8], domain: &[u8]) -> Result<bool, Trouble> {
+        let dashes = local.iter().enumerate().skip(from).filter(|(_, b)| **b == b'-').map(|(at, _)| at);
+        for end in dashes.chain([local.len()]) {
+            let name = local.get(..end).unwrap_or_default();
+            if self.senders.get(&[name, b"@", domain].concat())?.is_some()
+                || self.is_ours(domain) && self.senders.get(name)?.is_some()
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// What goes behind the header of a message that has not got it.
@@ -222,6 +248,35 @@ mod tests {
             ("joe", "other@example.net", false),
             ("jim", "sales@example.net", false),
             ("robot", "who@ever", true),
+        ] {
+            assert_eq!(
+                rule.may_write_as(account.as_bytes(), sender.as_bytes()),
+                Ok(may),
+                "{account} {sender}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_extension_that_is_an_account_of_the_list_is_nobody_elses() {
+        let rule = submission(&[
+            "Joe-Smith:",
+            "ann-lee@example.net:x@example.com",
+            "joe:joe-smith-shared@example.org",
+        ]);
+        for (account, sender, may) in [
+            ("joe", "joe-smith@example.org", false),
+            ("joe", "joe-smith-list@example.org", false),
+            ("joe", "joe-smith-shared@example.org", true),
+            ("joe", "joe-smithy@example.org", true),
+            ("joe", "joe-list@example.org", true),
+            ("joe-smith", "joe-smith-list@example.org", true),
+            ("joe@example.net", "joe-smith@example.net", true),
+            ("joe@example.org", "joe-smith@example.org", false),
+            ("ann@example.net", "ann-lee@example.net", false),
+            ("ann@example.net", "ann-lee-x@example.net", false),
+            ("ann@example.net", "ann-x@example.net", true),
+            ("ann-lee@example.net", "ann-lee-x@example.net", true),
         ] {
             assert_eq!(
                 rule.may_write_as(account.as_bytes(), sender.as_bytes()),
