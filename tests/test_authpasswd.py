@@ -136,6 +136,22 @@ class Passwords(unittest.TestCase):
         self.assertEqual(os.stat(self.params).st_mode & 0o7777, 0o644)
         self.assertEqual(set(os.listdir(self.base)), {"joe", "passwd", "passwd.cdb", "params.cdb"})
 
+    @unittest.skipUnless(os.geteuid() == 0, "only root makes files of another group")
+    def test_what_a_group_may_read_is_not_given_to_another_group(self):
+        other = GID - 1
+        os.chown(self.passwd, UID, other)
+        os.chown(self.base, UID, GID)
+        for mode, code in (0o640, 111), (0o600, 0), (0o644, 0):
+            os.chown(self.passwd, UID, other)
+            os.chmod(self.passwd, mode)
+            before = self.text()
+            result = harness.run(["authpasswd", "-P", "", self.passwd, "joe", str(UID), str(GID), self.home], b"pencil", as_user=(UID, GID))
+            self.assertEqual((result.code, os.stat(self.passwd).st_mode & 0o777), (code, mode), result.err)
+            if code:
+                self.assertEqual((self.text(), result.err),
+                                 (before, b"authpasswd: fatal: unable to write " + self.passwd.encode() + b".new: permission denied\n"))
+        self.assertEqual(self.code("joe", "pencil"), 0)
+
     def test_a_link_is_followed(self):
         link = os.path.join(self.base, "link")
         os.symlink("passwd", link)

@@ -419,8 +419,14 @@ impl Aside {
         let name = Name(name);
         let opened = Flock::lock(opened, FlockArg::LockExclusive).map_err(|(_, errno)| unable(errno))?;
         let mode = Mode::from_bits_truncate(like.st_mode & 0o777);
-        nix::unistd::fchown(&*opened, Some(Uid::from_raw(like.st_uid)), Some(Gid::from_raw(like.st_gid)))
-            .or_else(|errno| if Uid::effective().is_root() { Err(errno) } else { Ok(()) })
+        let (uid, gid) = (Uid::from_raw(like.st_uid), Gid::from_raw(like.st_gid));
+        // Who is not root gives no file away, and it is his then; but what one group may do is not for another.
+        let groups_own = (like.st_mode >> 3) & !like.st_mode & 0o007 != 0;
+        let must =
+            |needed: bool, errno| if needed || Uid::effective().is_root() { Err(errno) } else { Ok(()) };
+        nix::unistd::fchown(&*opened, None, Some(gid))
+            .or_else(|errno| must(groups_own, errno))
+            .and_then(|()| nix::unistd::fchown(&*opened, Some(uid), None).or_else(|errno| must(false, errno)))
             .and_then(|()| nix::sys::stat::fchmod(&*opened, mode))
             .and_then(|()| fd::write_all(&*opened, bytes))
             .and_then(|()| fd::fsync(&*opened))
