@@ -302,7 +302,7 @@ class Demanded(Case):
     def test_a_fingerprint_is_for_one_certificate(self):
         own = self.made.make("whatever.test", own=True)
         self.home.control("tlsroutes", f"dest.test:fingerprint {digest(own[0], 0)}\n")
-        self.accepted(self.try_pair(own)[0], "dane")
+        self.accepted(self.try_pair(own)[0], "fingerprint")
         self.refused(self.try_pair(self.good)[0])
 
     @namespace.alone

@@ -170,6 +170,8 @@ pub enum Verify {
     Nothing,
     Pkix,
     Dane,
+    /// As Dane, of what the administrator wrote: no DNS has a part in it.
+    Print,
 }
 
 /// What one host must meet.
@@ -283,7 +285,7 @@ impl Demand {
                 }
             }
             Level::Fingerprint => {
-                demand.verify = Verify::Dane;
+                demand.verify = Verify::Print;
                 demand.tlsa =
                     rule.prints.iter().map(|print| [b"3 0 1 ", print.as_slice()].concat()).collect();
             }
@@ -381,7 +383,7 @@ impl Demand {
             match self.verify {
                 Verify::Nothing => b"none",
                 Verify::Pkix => b"pkix",
-                Verify::Dane => b"dane",
+                Verify::Dane | Verify::Print => b"dane",
             },
         );
         self.tlsa.iter().for_each(|record| put(b"tlsa", record));
@@ -402,6 +404,7 @@ impl Demand {
             (Verify::Pkix, true) => "sts",
             (Verify::Pkix, false) => "pkix",
             (Verify::Dane, _) => "dane",
+            (Verify::Print, _) => "fingerprint",
         }
     }
 }
