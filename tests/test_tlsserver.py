@@ -412,7 +412,10 @@ class Transfers(Certified):
                             return stat.read().rpartition(")")[2].split()[0] == "Z"  # reaped when the relay ends
                     except FileNotFoundError:
                         return True
+                relay = harness.parent(program)
                 wait_for(is_gone, "the program to be gone")
+                if ROOT and os.uname().machine == "x86_64" and os.path.exists("/proc/self/syscall"):
+                    wait_for(lambda: polls_with_a_limit(relay), "the relay to know that the program is gone")
                 s.settimeout(harness.TIMEOUT)
                 self.assertEqual(len(read_all(s)), wrote)
             server.wait_log(r"^tlsserver: end \d+ status 0$")
@@ -481,6 +484,13 @@ def stalled(server, both=False):
     if both:
         table = [row for row in table if row[1].endswith(f":{server.port:04X}") and int(row[4].split(":")[1], 16) > 0]
     return any(int(row[4].split(":")[0], 16) > 0 for row in table)
+
+
+def polls_with_a_limit(pid):
+    """Whether a process waits in poll(2), and not for ever."""
+    with open(f"/proc/{pid}/syscall") as f:
+        number, *arguments = f.read().split()
+    return number == "7" and not int(arguments[2], 16) & 1 << 31
 
 
 def pump(s, text):

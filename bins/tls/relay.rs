@@ -174,8 +174,8 @@ impl Relay<'_> {
                 self.read_program()?;
             }
             if program.intersects(PollFlags::POLLHUP) {
-                // Told again and again from now on: what was written before has been asked for first.
-                self.program_gone = !self.program_talks;
+                self.program_gone = true; // told again and again from now on
+                self.hurry();
             }
             if peer.intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR)
                 && self.peer_talks
@@ -188,7 +188,7 @@ impl Relay<'_> {
 
     /// What is ready. An end that nothing is wanted from is not looked at, but for a program that may go.
     fn wait(&self, peer: PollFlags, program: PollFlags) -> Result<[PollFlags; 2], Errno> {
-        let wants_program = !program.is_empty() || (!self.program_talks && !self.program_gone);
+        let wants_program = !program.is_empty() || !self.program_gone;
         let mut fds = Vec::with_capacity(2);
         if !peer.is_empty() {
             fds.push(PollFd::new(self.peer.as_fd(), peer));
@@ -196,7 +196,7 @@ impl Relay<'_> {
         if wants_program {
             fds.push(PollFd::new(self.program.as_fd(), program));
         }
-        let flushing = !self.program_talks && self.tls.wants_write();
+        let flushing = (self.program_gone || !self.program_talks) && self.tls.wants_write();
         let deadline = if flushing { self.limit.or(self.stalled) } else { Deadline::never() };
         let timeout = deadline.left().map_or(PollTimeout::NONE, |left| {
             PollTimeout::try_from(left.as_millis().saturating_add(1)).unwrap_or(PollTimeout::MAX)
@@ -223,13 +223,20 @@ impl Relay<'_> {
         Ok(())
     }
 
+    /// The program says no more than it has said: from now on the time for that runs.
+    fn hurry(&mut self) {
+        if self.limit.left().is_none() {
+            (self.limit, self.stalled) = (Deadline::after(FLUSHED), Deadline::after(STALLED));
+        }
+    }
+
     fn read_program(&mut self) -> Result<(), Errno> {
         match recv(self.program.as_raw_fd(), &mut self.text, MsgFlags::MSG_DONTWAIT) {
             Err(Errno::EAGAIN | Errno::EINTR) => return Ok(()),
             Ok(0) | Err(_) => {
                 self.program_talks = false;
                 self.tls.send_close_notify();
-                (self.limit, self.stalled) = (Deadline::after(FLUSHED), Deadline::after(STALLED));
+                self.hurry();
             }
             Ok(n) => {
                 let text = self.text.get(..n).unwrap_or_default();
