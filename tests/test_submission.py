@@ -429,7 +429,7 @@ class BehindTlsserver(Certified):
 
     def test_a_program_of_qmailqueue_is_told_who_sends_and_how(self):
         HOME.write("environ.sh", '#!/bin/sh\ncat >/dev/null\ncat <&1 >/dev/null\nenv >"$CAPTURE_DIR/environ"\n'
-                   'for f in /proc/$$/fd/*; do readlink "$f"; done >"$CAPTURE_DIR/open"\n', 0o755)
+                   'for f in /proc/$$/fd/*; do readlink "$f"; done >"$CAPTURE_DIR/open"; echo $PPID >"$CAPTURE_DIR/parent"\n', 0o755)
         for options, client in ((["-n"], self.by_starttls), ([], self.at_once)):
             # What the run script has of these is nobody's word.
             server = self.serve(*options, program=("qmail-smtpd", "checker", "true"), QMAILQUEUE=HOME.file("environ.sh"),
@@ -443,6 +443,11 @@ class BehindTlsserver(Certified):
                 smtp.auth("PLAIN", smtp.auth_plain)
                 smtp.sendmail("joe@test.example", ["x@elsewhere.example"], "Subject: x\n\nhi\n")
                 told = self.told()
+                # Who has started it has but the one that leads to the conversation.
+                parent = f"/proc/{int(checkers.read(self.kept, 'parent'))}/fd"
+                if os.geteuid() == 0:
+                    sockets = [name for name in os.listdir(parent) if os.readlink(f"{parent}/{name}").startswith("socket:")]
+                    self.assertEqual(len(sockets), 1)
             wanted = {"SMTPAUTHUSER": "joe", "SMTPAUTHMETHOD": "PLAIN", "RELAYCLIENT": "", "TCPREMOTEINFO": "joe", "TCPREMOTEIP": "127.0.0.1",
                       "TLS_PROTOCOL": "TLSv1.3", "SSL_PROTOCOL": "TLSv1.3", "TLS_SERVER_NAME": "localhost"}
             self.assertEqual({name: told.get(name) for name in wanted}, wanted)

@@ -5,10 +5,10 @@
 //! ends as the session does. Between them is a pair of packet sockets.
 #![forbid(unsafe_code)]
 
-use crate::fd;
 use crate::sys::process::{self, End};
 use crate::sys::signal;
 use crate::trouble::Trouble;
+use crate::{fd, ucspitls};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::unistd::Pid;
@@ -33,6 +33,7 @@ pub fn part(launcher: impl FnOnce(OwnedFd, Pid) -> End) -> Result<OwnedFd, Troub
         Some(session) => {
             drop(theirs);
             fd::give_up_standard();
+            ucspitls::give_up();
             process::end_as(launcher(ours, session))
         }
     }

@@ -137,12 +137,23 @@ impl Offer {
     pub fn adopt(self) -> Result<(), Errno> {
         nix::unistd::dup2_stdin(self.read)?;
         nix::unistd::dup2_stdout(self.write)?;
+        self.close();
+        Ok(())
+    }
+
+    fn close(self) {
         process::close(self.control.0);
         process::close(self.read.0);
         if self.write != self.read {
             process::close(self.write.0);
         }
-        Ok(())
+    }
+}
+
+/// In a process that shall not have the session: neither before it has begun nor later.
+pub fn give_up() {
+    if let Some(offer) = Offer::from_environ() {
+        offer.close();
     }
 }
 
