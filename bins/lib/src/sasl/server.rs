@@ -6,7 +6,7 @@
 
 use super::scram::{self, ClientFinal, ClientFirst, Flag, Params};
 use super::{Binding, Mechanism, equal, prep};
-use crate::auth::Secret;
+use crate::auth::{ACCOUNT_MAX, Secret};
 
 /// What a login depends on beside what the client says.
 #[derive(Debug, Clone, Default)]
@@ -207,13 +207,14 @@ impl Server {
         Step::Refused(refusal)
     }
 
-    /// An empty password is nobody's: some directories take it for a question without a name.
+    /// An empty password is nobody's: some directories take it for a question without a name. Nor is a name that is
+    /// longer than an account's: where a checker takes it for a shorter one, nobody could count what it sends.
     fn check(&mut self, name: Vec<u8>, secret: Secret, challenge: Vec<u8>) -> Step {
         // A NUL would be the end of a field, and what is behind it the next one.
         if [name.as_slice(), &secret, &challenge].iter().any(|field| field.contains(&0)) {
             return self.refuse(Refusal::Malformed);
         }
-        if name.is_empty() || secret.is_empty() {
+        if name.is_empty() || name.len() > ACCOUNT_MAX || secret.is_empty() {
             return self.refuse(Refusal::Unacceptable);
         }
         self.state = State::Checking(name.clone());
@@ -324,6 +325,12 @@ mod tests {
         assert_eq!(asked.start(None), Step::Challenge(Vec::new()));
         assert_eq!(checked(asked.answer(secret(b"test\0test\0a b"))).secret, secret(b"a b"));
         assert_eq!(asked.accepted(b""), Step::Accepted(b"test".to_vec()));
+        let long = |length| [b"\0", vec![b'j'; length].as_slice(), b"\0secret"].concat();
+        assert_eq!(
+            checked(server(Mechanism::Plain).start(Some(secret(&long(ACCOUNT_MAX))))).name.len(),
+            ACCOUNT_MAX
+        );
+        assert_eq!(server(Mechanism::Plain).start(Some(secret(&long(ACCOUNT_MAX + 1)))), UNACCEPTABLE);
         for (wrong, step) in [
             (b"".as_slice(), MALFORMED),
             (b"\0test", MALFORMED),
