@@ -4,6 +4,7 @@ import contextlib
 import os
 import socket
 import ssl
+import sys
 import unittest
 
 from tests import namespace
@@ -180,6 +181,20 @@ class Opportunistic(Case):
         with Broken(self.good, connections=2) as peer:
             self.plain(self.secure())
         self.assertEqual((peer.accepted, peer.bodies), (2, [ON_THE_WIRE]))
+
+    @namespace.alone
+    def test_a_tlsclient_that_is_gone_lowers_nothing(self):
+        """As when both of its processes are killed: mail waits, it does not go in the clear."""
+        orphaned = ("import os, socket, sys\na, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)\nb.close()\n"
+                    "os.set_inheritable(a.fileno(), True)\nos.environ['TLSCLIENTFD'] = str(a.fileno())\nos.execvp(sys.argv[1], sys.argv[1:])")
+        class Left(Mx):
+            def secure(self, talk):
+                talk.end()
+                return "over"
+        with Left(self.good) as peer:
+            out = self.remote(before=[sys.executable, "-c", orphaned])
+        self.assertEqual(out, b"ZTLS with 127.0.0.2 failed. (#4.7.5)\ntlsclient is gone\n\0")
+        self.assertEqual(peer.bodies, [])
 
     @namespace.alone
     def test_what_was_offered_in_the_clear_is_forgotten(self):

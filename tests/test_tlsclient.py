@@ -526,6 +526,14 @@ class Lives(unittest.TestCase):
                     clear.close()
                     self.assertEqual(letter, "U")
 
+    def test_an_empty_packet_is_not_the_end(self):
+        """Any qmail-remote could send one, and there would be no TLS for the others."""
+        with Home(users={}) as home, Tls(home) as tls, Server(self_signed("x")) as server:
+            tls.socket.send(b"")
+            letter, _, clear = tls.ask(server.connect(), [("verify", "none")])
+            clear.close()
+            self.assertEqual(letter, "U")
+
     def test_the_child_holds_nothing_of_the_programs(self):
         """Whoever waits for the end of a pipe must not wait for it."""
         with Home(users={}) as home:

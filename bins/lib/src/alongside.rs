@@ -17,7 +17,7 @@ use crate::trouble::Trouble;
 use crate::{exits, fd, program};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
-use nix::poll::{PollFd, PollFlags};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -105,11 +105,20 @@ fn take(
             Ok(received) => received,
         };
         if received.bytes == 0 && received.passed.is_empty() {
-            return exits::SUCCESS;
+            if is_over(ours) {
+                return exits::SUCCESS;
+            }
+            continue; // an empty packet
         }
         packet.truncate(received.bytes);
         if received.whole && start(packet, received.passed) {
             children += 1;
         }
     }
+}
+
+/// Whether nobody can send any more. An empty packet looks the same when it is read.
+fn is_over(ours: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(ours.as_fd(), PollFlags::from_bits_retain(libc::POLLRDHUP))];
+    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|found| found > 0)
 }

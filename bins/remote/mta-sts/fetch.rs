@@ -68,7 +68,7 @@ impl Web {
                 drop(stream);
                 read(&clear, &host, deadline)
             }
-            Outcome::Encrypted(..) | Outcome::NoClient => Err("TLS: no verdict".into()),
+            Outcome::Encrypted(..) | Outcome::NoClient | Outcome::Gone => Err("TLS: no verdict".into()),
             Outcome::Failed(why) | Outcome::Refused(why) => {
                 Err(format!("TLS: {}", String::from_utf8_lossy(&why)))
             }

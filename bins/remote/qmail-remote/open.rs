@@ -390,6 +390,7 @@ impl Opening<'_> {
             Ok(Outcome::Encrypted(..)) => (true, b"nothing was verified".to_vec()),
             Ok(Outcome::Refused(why)) => (true, why),
             Ok(Outcome::Failed(why)) => (false, why),
+            Ok(Outcome::Gone) => return Ok(Attempt::Next(report::tls_failed(ip, b"tlsclient is gone"))),
             Ok(Outcome::NoClient) | Err(_) => (false, b"tlsclient gave no verdict".to_vec()),
         };
         Ok(match failed {

@@ -72,7 +72,7 @@ impl Client {
                 Ok(_) => break,
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => timed::wait(self.0, PollFlags::POLLOUT, deadline)?,
-                Err(errno) => return Err(errno),
+                Err(_) => return Ok(Outcome::Gone),
             }
         }
         drop((their_answer, their_clear));
@@ -91,8 +91,10 @@ pub enum Outcome {
     Failed(Vec<u8>),
     /// The peer is not who it should be.
     Refused(Vec<u8>),
-    /// tlsclient is not there, or not well.
+    /// Whoever took it over in tlsclient is not well.
     NoClient,
+    /// tlsclient, which was there when qmail-rspawn was started, is gone: a fault of ours that lowers nothing.
+    Gone,
 }
 
 impl Outcome {
