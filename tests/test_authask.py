@@ -35,6 +35,12 @@ class Authask(logins.InAHome):
         self.assertEqual(self.run_it("true", login=b"joe\0wrong\0x\0").code, 1)
         self.assertEqual(self.run_it("checkpassword-file", "users/passwd", "true").code, 0)
 
+    def test_whose_login_it_was_is_told_to_who_asks(self):
+        for login in LOGIN, b"joe\0secret\0\0PLAIN\0smtp\0::1\0":
+            for asked, told in ({"SASL_ACCOUNT_FD": "4"}, b"\njoe"), ({}, b""):
+                r = self.home.run(["authask", "true"], env={**self.home.env, **asked}, fds={3: login, 4: "capture"})
+                self.assertEqual((r.code, r.err, r.fds[4]), (0, b"", told))
+
     def test_any_code_of_a_checker_comes_back(self):
         self.script("say", "name=$(tr '\\0' '\\n' <&3 | head -n 1); exit ${name#n}")
         for code in (2, 100, 111, 255):

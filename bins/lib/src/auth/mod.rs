@@ -25,7 +25,7 @@ pub const ACCOUNT_VARIABLE: &str = "SASL_ACCOUNT_FD";
 pub const ACCOUNT_MAX: usize = 1024;
 
 /// The service whose caller wants to know the account: what is sent by one is limited, and so is as whom.
-const NAMED: &[u8] = b"smtp";
+pub const NAMED: &[u8] = b"smtp";
 
 /// A signature is 44 bytes; nobody has to say more there.
 pub const SIGNATURE_MAX: usize = 128;
