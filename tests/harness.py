@@ -3,6 +3,7 @@
 QMAIL_BIN names the directory of the programs under test (default: target/bin of the checkout).
 """
 
+import contextlib
 import fcntl
 import functools
 import os
@@ -340,6 +341,10 @@ class Home:
         """Writes a file of the home, owned by its owner."""
         path = self.file(name)
         os.makedirs(os.path.dirname(path), exist_ok=True)
+        if mode & 0o111:
+            # A script that is just being started, by a session that outlived its test, cannot be written to.
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
         with open(path, "wb") as f:
             f.write(content if isinstance(content, bytes) else content.encode())
         os.chmod(path, mode)
