@@ -7,6 +7,7 @@ import shutil
 import signal
 import smtplib
 import subprocess
+import time
 import unittest
 
 from tests import harness, sandbox
@@ -91,14 +92,22 @@ class Supervised:
     @classmethod
     def serves(cls):
         """Waits until SMTP and POP3 are there."""
+        tries = []
+
         def greeted():
+            begun = time.monotonic()
             try:
-                with smtplib.SMTP("127.0.0.1", 25, timeout=harness.TIMEOUT):
-                    poplib.POP3("127.0.0.1", 110, timeout=harness.TIMEOUT).close()
+                for name, port, connect in (("SMTP", 25, smtplib.SMTP), ("POP3", 110, poplib.POP3)):
+                    connect("127.0.0.1", port, timeout=harness.TIMEOUT).close()
                 return True
-            except (OSError, smtplib.SMTPException, poplib.error_proto):
+            except (OSError, smtplib.SMTPException, poplib.error_proto) as e:
+                tries.append(f"{name} {time.monotonic() - begun:.1f} s: {e!r}")
                 return False
-        wait_for(greeted, "SMTP and POP3 to be there")
+        try:
+            wait_for(greeted, "SMTP and POP3 to be there")
+        except AssertionError as e:
+            # Whether one try took all the time, or each failed at once, says where to look.
+            raise AssertionError(f"{e}; {len(tries)} tries, the last: {tries[-3:]}; there are {processes()}") from None
 
     @classmethod
     def one(cls, name, other_than=()):
