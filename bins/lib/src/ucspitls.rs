@@ -42,6 +42,11 @@ pub const NAMES: [&str; 14] = [
 /// Of these, what a login can be bound to: for who talks to the client, and for nobody behind.
 pub const BINDINGS: [&str; 2] = ["TLS_EXPORTER", "TLS_SERVER_END_POINT"];
 
+/// What those behind may be told: all but these.
+pub fn shown() -> impl Iterator<Item = &'static str> {
+    NAMES.into_iter().filter(|name| !BINDINGS.contains(name))
+}
+
 /// What is known of the TLS session; nothing where there is none.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Facts(Vec<(Vec<u8>, Vec<u8>)>);

@@ -60,8 +60,7 @@ const CONNECTION: [&str; 8] = [
 
 /// The variables that go with a login, and no others.
 pub fn names() -> impl Iterator<Item = &'static str> {
-    let session = ucspitls::NAMES.into_iter().filter(|name| !ucspitls::BINDINGS.contains(name));
-    CONNECTION.into_iter().chain(session)
+    CONNECTION.into_iter().chain(ucspitls::shown())
 }
 
 /// The first byte of a login; another protocol would start with another one.

@@ -11,8 +11,7 @@ const SENDER: [&str; 4] = ["RELAYCLIENT", "TCPREMOTEINFO", "SMTPAUTHUSER", "SMTP
 
 /// What can be told: that, and how the message was protected on its way.
 pub fn names() -> impl Iterator<Item = &'static str> {
-    let session = ucspitls::NAMES.into_iter().filter(|name| !ucspitls::BINDINGS.contains(name));
-    SENDER.into_iter().chain(session)
+    SENDER.into_iter().chain(ucspitls::shown())
 }
 
 /// What no launcher of connections says, so that nothing else may either.
