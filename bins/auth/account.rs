@@ -58,7 +58,8 @@ pub fn program_of(list: &[Vec<u8>]) -> Result<&[Vec<u8>], Trouble> {
     if list.is_empty() { Err(misused("no program to run")) } else { Ok(list) }
 }
 
-/// What the account database says of a name: the account, by the name that it has there, and the word in the place of a password.
+/// What the account database says of a name: the account, by the name that it has there, and the word in the place of
+/// a password.
 pub fn of_system(name: &[u8]) -> Result<Option<(Account, Vec<u8>)>, Trouble> {
     // The library wants text; a name that is none is nobody's.
     let Ok(text) = std::str::from_utf8(name) else { return Ok(None) };

@@ -5,7 +5,8 @@
 //! fd 1       first byte: concurrency limit; then one report a request
 //! exit       0 no more requests and all reported, 111 cannot start
 //! jail       reads queue/mess and what qmail-remote reads, writes queue/lock/tcpto (emptied at start) and
-//!            queue/lock/ledger.remote, executes the home's programs only. With another program than ours for qmail-remote rlimits only
+//!            queue/lock/ledger.remote, executes the home's programs only. With another program than ours for
+//!            qmail-remote rlimits only
 //! env        QMAILREMOTE  a program to run instead of qmail-remote, found through PATH
 //!            QMAILBURST   1: requests that come together for one message, sender and host share a
 //!                         qmail-remote (not with QMAILREMOTE); 2: the same, and slots are of two bytes

@@ -13,10 +13,10 @@
 //! server → launcher   n, 0                 not by me: start a program
 //! ```
 //!
-//! Numbers are of eight and four bytes, as the machine has them: both ends are on it. Each pid is the sender's own, which
-//! the kernel says too (SO_PASSCRED). The end of the socket says that nobody is at work on what was not answered; the
-//! launcher can bring it about (`stop`): who has not answered by then is not heard, and ends. A wrapper that executes the program later is another file, and
-//! so gets every connection as before.
+//! Numbers are of eight and four bytes, as the machine has them: both ends are on it. Each pid is the sender's own,
+//! which the kernel says too (SO_PASSCRED). The end of the socket says that nobody is at work on what was not
+//! answered; the launcher can bring it about (`stop`): who has not answered by then is not heard, and ends. A wrapper
+//! that executes the program later is another file, and so gets every connection as before.
 #![forbid(unsafe_code)]
 
 use crate::environ::{self, Environ};

@@ -1,7 +1,8 @@
 //! table - a control file of `key:value` that may be long, and the index of it
 //!
-//! The file is what counts. Its index holds the same under the same keys, in lower case, and under a key that no line has the state of the file that it was made of. As long as the file is in that state it
-//! is not read, only the index is asked; without an index, or with one of another state, it is read whole.
+//! The file is what counts. Its index holds the same under the same keys, in lower case, and under a key that no line
+//! has the state of the file that it was made of. As long as the file is in that state it is not read, only the index
+//! is asked; without an index, or with one of another state, it is read whole.
 #![forbid(unsafe_code)]
 
 use crate::cdb::{self, ReplaceError, TooBig, Writer};

@@ -200,8 +200,8 @@ fn sorted(list: Vec<Mx>) -> Result<Vec<Mx>, Report> {
     Ok(keyed.into_iter().map(|(_, _, mx)| mx).take(NAMES_MAX).collect())
 }
 
-/// Each address of a name once; IPv4 in IPv6 clothes as what it is. Of another name it is another host: what its certificate
-/// must be, and whether a policy has it, goes by the name.
+/// Each address of a name once; IPv4 in IPv6 clothes as what it is. Of another name it is another host: what its
+/// certificate must be, and whether a policy has it, goes by the name.
 fn collect(places: impl Iterator<Item = Place>) -> Vec<Place> {
     let mut kept: Vec<Place> = Vec::new();
     for place in places {

@@ -100,7 +100,8 @@ impl<F: AsFd> Message<F> {
 }
 
 fn read_pieces(file: impl AsFd, mut take: impl FnMut(&[u8]) -> Result<(), Report>) -> Result<(), Report> {
-    // A small message in little memory. Of a file that says nothing sensible of its size, or grows, the rest comes in chunks.
+    // A small message in little memory. Of a file that says nothing sensible of its size, or grows, the rest comes in
+    // chunks.
     let size = fstat(&file).ok().and_then(|found| usize::try_from(found.st_size).ok()).unwrap_or(CHUNK);
     let mut buffer = vec![0; size.saturating_add(1).clamp(CHUNK_MIN, CHUNK)];
     loop {

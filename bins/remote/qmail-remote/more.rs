@@ -39,8 +39,8 @@ impl More {
         session.is_fit() && session.messages() < MESSAGES_MAX && !self.until.passed()
     }
 
-    /// Says that the reports are written, and waits for the next one. None when there is none in time, or the server has something to say: nobody asked it,
-    /// so it stops.
+    /// Says that the reports are written, and waits for the next one. None when there is none in time, or the server
+    /// has something to say: nobody asked it, so it stops.
     pub fn next(&mut self, server: impl AsFd) -> Option<Errand> {
         self.line.announce().ok()?;
         let deadline = Deadline::after(IDLE);

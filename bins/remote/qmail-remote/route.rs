@@ -1,8 +1,8 @@
 //! route - control/smtproutes, and addresses written as hosts
 //!
-//! A value is `relay` or `relay:port`, and may have words behind it: `@NAME`, a login that control/smtpauth has, or a name
-//! and a password, and `cleartext`, which lets them be told without TLS. relay is a name, `1.2.3.4`, `[1.2.3.4]`, `[2001:db8::1]`,
-//! `[IPv6:2001:db8::1]`, or without a port a plain `2001:db8::1`.
+//! A value is `relay` or `relay:port`, and may have words behind it: `@NAME`, a login that control/smtpauth has, or a
+//! name and a password, and `cleartext`, which lets them be told without TLS. relay is a name, `1.2.3.4`, `[1.2.3.4]`,
+//! `[2001:db8::1]`, `[IPv6:2001:db8::1]`, or without a port a plain `2001:db8::1`.
 #![forbid(unsafe_code)]
 
 use crate::SMTP_PORT;

@@ -234,7 +234,8 @@ pub enum Answer {
     Enforce(Policy),
     Testing(Policy),
     Nothing,
-    /// None holds, and there may be one that cannot be had now. Who demands nothing more need not care (RFC 8461 section 5).
+    /// None holds, and there may be one that cannot be had now. Who demands nothing more need not care (RFC 8461
+    /// section 5).
     Unknown,
 }
 

@@ -1,8 +1,8 @@
 //! client - how a program hands a message to the queue
 //!
-//! By `$QMAILQUEUE` if that is set (in a jail by the launcher of this session); else over the socket of qmail-queued, without starting a program;
-//! else, where this process may write the queue itself, by `bin/qmail-queue`. `QMAILDOOR` set to
-//! `socket` or `direct` leaves only that one of the last two.
+//! By `$QMAILQUEUE` if that is set (in a jail by the launcher of this session); else over the socket of qmail-queued,
+//! without starting a program; else, where this process may write the queue itself, by `bin/qmail-queue`. `QMAILDOOR`
+//! set to `socket` or `direct` leaves only that one of the last two.
 #![forbid(unsafe_code)]
 
 use super::door;

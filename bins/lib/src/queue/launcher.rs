@@ -5,10 +5,10 @@
 //! the launcher has neither, and starts that one program whenever the session asks.
 //!
 //! They talk over a pair of packet sockets. A request is that of `door`, one byte with two descriptors, here
-//! always pipes, and behind the byte what the session has learnt of its client (`origin`). The answer tells the number of the request (the first is 1) and the process id, of 4 bytes
-//! each, big-endian, how the program ended (`e` exit, `s` signal), with what (1 byte), and the text of its
-//! descriptor 6. The launcher looks at nothing else, and ends as the session does. A session whose launcher
-//! is gone gets no message into the queue any more.
+//! always pipes, and behind the byte what the session has learnt of its client (`origin`). The answer tells the number
+//! of the request (the first is 1) and the process id, of 4 bytes each, big-endian, how the program ended (`e` exit,
+//! `s` signal), with what (1 byte), and the text of its descriptor 6. The launcher looks at nothing else, and ends as
+//! the session does. A session whose launcher is gone gets no message into the queue any more.
 #![forbid(unsafe_code)]
 
 use super::client::{ANSWER_MAX, Outcome, setting, start_program};

@@ -7,8 +7,9 @@
 //!
 //! Rows say facts that stay true: "this very message was delivered to this recipient". The key holds the number,
 //! size, times, generation, beginning and end of the message file, so that the next message of that number has
-//! another one; where times are whole seconds there is no key, and nothing is known. A row whose checksum is wrong says nothing, and a missing file neither: second copies, nothing worse. Nothing is
-//! synced: what a power cut takes away is the knowledge, not the delivery.
+//! another one; where times are whole seconds there is no key, and nothing is known. A row whose checksum is wrong
+//! says nothing, and a missing file neither: second copies, nothing worse. Nothing is synced: what a power cut takes
+//! away is the knowledge, not the delivery.
 //!
 //! Locks are on open files: that of a row lives as long as the process beside the delivery, that behind the rows
 //! as long as a spawner may begin something. An address that stands twice in an envelope has one key: of its two

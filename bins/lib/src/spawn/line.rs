@@ -6,14 +6,15 @@
 //! recipient, may come. A program that knows nothing of it does not look, and ends behind its first message as ever.
 //!
 //! One that does says `KEPT` on the line when its reports are written: it waits, and its connection with it. (Not among
-//! the reports: what it ran itself may have written there.) A packet is a message (a descriptor, opened at its beginning) and NUL-ended words: the sender, then each
-//! recipient. The program reports on it as on the first one, and waits or ends.
+//! the reports: what it ran itself may have written there.) A packet is a message (a descriptor, opened at its
+//! beginning) and NUL-ended words: the sender, then each recipient. The program reports on it as on the first one, and
+//! waits or ends.
 //!
-//! *Not begun*: a program that ends well and has said nothing of what was sent to it has not begun it. Somebody else may.
-//! The end of the line is the end of the work: whoever waits then says goodbye to its server and ends.
+//! *Not begun*: a program that ends well and has said nothing of what was sent to it has not begun it. Somebody else
+//! may. The end of the line is the end of the work: whoever waits then says goodbye to its server and ends.
 //!
-//! The process beside the program has such a line of its own, from the spawner. There the words are preceded by the slots
-//! and rows of the ledger (`Handed`).
+//! The process beside the program has such a line of its own, from the spawner. There the words are preceded by the
+//! slots and rows of the ledger (`Handed`).
 #![forbid(unsafe_code)]
 
 use super::Request;

@@ -6,7 +6,8 @@
 //! the ledger, hands up the reports and ends. Killed is one process, and the others finish what they have.
 //!
 //! Where the delivery program can take one message after the other (`line`), the two stay for a while and are
-//! handed what comes for the same host, or recipient. Then a host has a ceiling of its own, and what is above it waits here.
+//! handed what comes for the same host, or recipient. Then a host has a ceiling of its own, and what is above it waits
+//! here.
 #![forbid(unsafe_code)]
 
 use super::hosts::{Ceilings, Hosts};
