@@ -10,7 +10,7 @@ import socket
 import threading
 import unittest
 
-from tests import harness, spawners
+from tests import harness, servers, spawners
 from tests.harness import TIMEOUT, wait_for
 from tests.spawners import request, reports
 
@@ -20,52 +20,23 @@ MESSAGES_MAX = 100  # over one connection (qmail-remote/more.rs)
 CLOSE = object()
 
 
-class Server:
-    """Listens on loopback and serves every connection that comes, until the end of the block. `says(line, connection, message)`
-    gives an answer of its own, CLOSE, or None for the usual one; connections and the messages of each count from 0."""
+class Server(servers.Threaded):
+    """`says(line, connection, message)` gives an answer of its own, CLOSE, or None for the usual one; messages count from 0 in
+    each connection, of which `heard` has the lines, bodies left out."""
 
     def __init__(self, says=lambda line, connection, message: None):
+        super().__init__()
         self.says = says
-        self.heard = []  # the lines of each connection, bodies left out
         self.ended = []  # connections at their end
         self.go = threading.Event()  # for answers that are to be waited for
-        self.socket = socket.create_server(("127.0.0.1", 0))
-        self.port = self.socket.getsockname()[1]
-        self.thread = threading.Thread(target=self.accept, daemon=True)
-        self.threads, self.connections = [], []
 
-    def __enter__(self):
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_):
+    def __exit__(self, *more):
         self.go.set()
-        with contextlib.suppress(OSError):
-            self.socket.shutdown(socket.SHUT_RDWR)
-        self.thread.join(TIMEOUT)
-        self.socket.close()
-        for connection in self.connections:
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-        for thread in self.threads:
-            thread.join(TIMEOUT)
+        super().__exit__(*more)
 
     def wait(self):
         """For `says`: the usual answer, when it is time."""
         self.go.wait(TIMEOUT)
-
-    def accept(self):
-        while True:
-            try:
-                connection, _ = self.socket.accept()
-            except OSError:
-                return
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self.heard.append([])
-            self.connections.append(connection)
-            thread = threading.Thread(target=self.serve, args=(connection, len(self.heard) - 1), daemon=True)
-            self.threads.append(thread)
-            thread.start()
 
     def serve(self, connection, number):
         with contextlib.suppress(OSError), connection, connection.makefile("rb") as reader:

@@ -5,10 +5,9 @@ import contextlib
 import os
 import smtplib
 import socket
-import threading
 import unittest
 
-from tests import namespace, spawners
+from tests import namespace, servers, spawners
 from tests.dnsserver import A, MX, SERVFAIL, mx
 from tests.harness import TIMEOUT, Home, Line, dialogue
 from tests.test_kept import Spawner
@@ -26,47 +25,19 @@ DEMAND = FIELD + PLAIN
 LAX = b"TLS-Required: No\n" + PLAIN
 
 
-class Server:
+class Server(servers.Threaded):
     """An exchanger that serves whoever connects. `heard` has a list for each connection: the lines, with `*` before those
     that came under TLS, bodies left out. `clear` and `offers` are what EHLO announces before and under TLS."""
 
     def __init__(self, pair, offers="REQUIRETLS", clear="STARTTLS", host="127.0.0.2", port=25, first=False, says=None, greeting="220 mx.test ESMTP"):
         self.context, self.offers, self.clear = server_context(pair) if pair else None, offers.split(), clear.split()
         self.first, self.says, self.greeting = first, says or {}, greeting.encode() + b"\r\n"
-        self.heard, self.bodies, self.connections, self.threads = [], [], [], []
-        self.socket = socket.create_server((host, port))
-        self.thread = threading.Thread(target=self.accept, daemon=True)
+        self.bodies = []
+        super().__init__(host, port)
 
-    def __enter__(self):
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_):
-        with contextlib.suppress(OSError):
-            self.socket.shutdown(socket.SHUT_RDWR)
-        self.thread.join(TIMEOUT)
-        self.socket.close()
-        for connection in self.connections:
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-        for thread in self.threads:
-            thread.join(TIMEOUT)
-
-    def accept(self):
-        while True:
-            try:
-                connection, _ = self.socket.accept()
-            except OSError:
-                return
-            connection.settimeout(TIMEOUT)
-            heard = []
-            self.heard.append(heard)
-            self.connections.append(connection)
-            thread = threading.Thread(target=self.serve, args=(connection, heard), daemon=True)
-            self.threads.append(thread)
-            thread.start()
-
-    def serve(self, connection, heard):
+    def serve(self, connection, number):
+        heard = self.heard[number]
+        connection.settimeout(TIMEOUT)
         with contextlib.suppress(OSError), connection:
             if self.first:
                 with self.context.wrap_socket(connection, server_side=True) as inner:

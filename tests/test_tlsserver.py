@@ -1,5 +1,6 @@
 """tlsserver from outside: real TLS on loopback, with the libraries of others as peers."""
 
+import contextlib
 import hashlib
 import os
 import re
@@ -382,11 +383,7 @@ class Transfers(Certified):
 
     def test_what_the_program_wrote_arrives_though_it_has_ended_and_read_nothing(self):
         """Both ways are full when it ends."""
-        with tempfile.TemporaryDirectory() as base:
-            os.chmod(base, 0o755)
-            fifo = os.path.join(base, "fifo")
-            os.mkfifo(fifo)
-            os.chmod(fifo, 0o644)
+        with word_for_a_program() as fifo:
             server = self.serve(program=[PYTHON, "-c", FILLS_UNTIL_TOLD, fifo])
             with server.connect(trusting(ssl.TLSVersion.TLSv1_3)) as s:
                 s.setblocking(False)
@@ -457,17 +454,24 @@ class Transfers(Certified):
         server.wait_idle()
 
     def test_a_program_that_goes_on_without_the_session_keeps_its_place(self):
-        with tempfile.TemporaryDirectory() as base:
-            os.chmod(base, 0o755)
-            fifo = os.path.join(base, "fifo")
-            os.mkfifo(fifo)
-            os.chmod(fifo, 0o644)
+        with word_for_a_program() as fifo:
             server = self.serve(program=["sh", "-c", f"exec <&- >&-; read x <{fifo}; exit 3"])
             self.assertEqual(answers(server), b"")
             self.assertNotIn("tlsserver: end", server.log())
             with open(fifo, "wb") as f:
                 f.write(b"go\n")
             server.wait_log(r"^tlsserver: end \d+ status 768$")
+
+
+@contextlib.contextmanager
+def word_for_a_program():
+    """A fifo that a program of anybody's may read: it is told when."""
+    with tempfile.TemporaryDirectory() as base:
+        os.chmod(base, 0o755)
+        fifo = os.path.join(base, "fifo")
+        os.mkfifo(fifo)
+        os.chmod(fifo, 0o644)
+        yield fifo
 
 
 def stalled(server, both=False):
